@@ -1,0 +1,157 @@
+// Package token holds the credential of one profile: how it is acquired from
+// its provider, how it is kept fresh, and how it is put on a request. It knows
+// nothing of rules, proxies or Orthanc.
+//
+// An [Acquirer] makes one attempt to get a token from a provider; there is one
+// file per provider family. A [Source] owns the life cycle of the token: it
+// caches, renews ahead of the end, shares one acquisition among all who wait,
+// and remembers a failure so that a broken provider is not asked again too
+// soon. A Source is safe for concurrent use.
+package token
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Token is one acquired access token. It is immutable.
+type Token struct {
+	// Value is the access token itself (RFC 6750).
+	Value Secret
+	// Expires is the end of its life, counted from before it was asked for. The
+	// zero value stands for "not said": the default lifetime is assumed.
+	Expires time.Time
+	// Warning is what an operator should know though the token works, for
+	// example that fewer scopes were granted than asked for.
+	Warning string
+
+	acquired   time.Time
+	generation uint64
+	refreshAt  time.Time
+	usableTill time.Time
+}
+
+// Apply puts the token on a request, in place of any Authorization it has.
+func (t *Token) Apply(h http.Header) {
+	h["Authorization"] = []string{"Bearer " + t.Value.Reveal()}
+}
+
+// Age returns how long ago the token was acquired.
+func (t *Token) Age() time.Duration { return time.Since(t.acquired) }
+
+// Generation numbers the tokens of a source, from 1. See [Source.Reject].
+func (t *Token) Generation() uint64 { return t.generation }
+
+// usable reports whether both clocks agree that the token still lives: the
+// monotonic one is immune to a stepped wall clock, the wall clock goes on while
+// the machine sleeps.
+func (t *Token) usable(now time.Time) bool {
+	return t != nil && now.Before(t.usableTill) && now.Round(0).Before(t.usableTill.Round(0))
+}
+
+// due reports whether the token should be renewed.
+func (t *Token) due(now time.Time) bool {
+	return !now.Before(t.refreshAt) || !now.Round(0).Before(t.refreshAt.Round(0))
+}
+
+// Acquirer gets a token from a provider: one attempt, no cache, no retry. It
+// returns an [*Error] when the provider is the cause. It is called by one
+// goroutine at a time.
+type Acquirer interface {
+	Acquire(ctx context.Context) (Token, error)
+}
+
+// Lifecycle says when a token is renewed and how hard its provider is asked.
+type Lifecycle struct {
+	// RefreshBuffer is how long before its end a token is renewed, in effect
+	// never more than half of the token's life.
+	RefreshBuffer time.Duration `toml:"refresh_buffer"`
+	// DefaultLifetime is assumed where the provider names no expires_in.
+	DefaultLifetime time.Duration `toml:"default_lifetime"`
+	// RequestTimeout limits one call to the provider.
+	RequestTimeout time.Duration `toml:"request_timeout"`
+	// MaxAttempts bounds the calls of one acquisition.
+	MaxAttempts int `toml:"max_attempts"`
+	// MaxBackoff bounds the pause between acquisitions that fail.
+	MaxBackoff time.Duration `toml:"max_backoff"`
+}
+
+// DefaultLifecycle returns what an empty [token] table stands for.
+func DefaultLifecycle() Lifecycle {
+	return Lifecycle{
+		RefreshBuffer:   5 * time.Minute,
+		DefaultLifetime: 5 * time.Minute,
+		RequestTimeout:  10 * time.Second,
+		MaxAttempts:     3,
+		MaxBackoff:      time.Minute,
+	}
+}
+
+// Report takes one problem of a profile: the key in its TOML table, what is
+// wrong, and what to change.
+type Report func(key, problem, remedy string)
+
+// Settings are the keys of one profile type, filled from TOML by the fields'
+// toml tags.
+type Settings interface {
+	// Check reports what is missing, contradictory or malformed. It touches no network.
+	Check(report Report)
+	// Lifecycle returns the defaults with the profile's own keys laid over them.
+	Lifecycle(defaults Lifecycle) Lifecycle
+	// Acquirer builds what asks the provider. It touches no network.
+	Acquirer(env Env) (Acquirer, error)
+}
+
+// Env is what the house lends to every acquirer.
+type Env struct {
+	// Dial opens connections of the token plane; nil means a plain dialler.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Proxy is the proxy of the token plane; nil means none. The environment's
+	// HTTPS_PROXY is never obeyed: it may point at this very gateway.
+	Proxy *url.URL
+}
+
+// Types returns the profile types, in the order of the documentation.
+func Types() []string { return []string{"client_credentials"} }
+
+// NewSettings returns empty settings of a profile type, or nil if there is no such type.
+func NewSettings(typ string) Settings {
+	switch typ {
+	case "client_credentials":
+		return &ClientCredentials{}
+	}
+	return nil
+}
+
+// Fetching are the keys that every type that fetches a token knows.
+type Fetching struct {
+	// Scopes are asked for, space-separated on the wire.
+	Scopes []string `toml:"scopes"`
+	// RefreshBuffer and RequestTimeout override [token] for this profile.
+	RefreshBuffer  time.Duration `toml:"refresh_buffer"`
+	RequestTimeout time.Duration `toml:"request_timeout"`
+	// CAFile is trusted for the token endpoint instead of the system roots.
+	CAFile File `toml:"ca_file"`
+}
+
+// Lifecycle implements [Settings].
+func (f *Fetching) Lifecycle(l Lifecycle) Lifecycle {
+	if f.RefreshBuffer > 0 {
+		l.RefreshBuffer = f.RefreshBuffer
+	}
+	if f.RequestTimeout > 0 {
+		l.RequestTimeout = f.RequestTimeout
+	}
+	return l
+}
+
+func (f *Fetching) check(report Report) {
+	if f.CAFile != "" {
+		if _, err := f.CAFile.CertPool(); err != nil {
+			report("ca_file", err.Error(), "give a PEM file with the CA certificates of the token endpoint")
+		}
+	}
+}

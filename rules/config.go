@@ -161,6 +161,9 @@ func (r *Rule) Host() (host string, wildcard bool) {
 	return r.target.authority.host, r.target.wildcard
 }
 
+// Prefix returns the path prefix of the rule's URL, with a slash at both ends.
+func (r *Rule) Prefix() string { return r.target.prefix }
+
 // Profile is one [profile.NAME].
 type Profile struct {
 	Name string

@@ -361,7 +361,10 @@ func (s *Source) plan(in time.Duration) {
 	s.timer = time.AfterFunc(in, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.start()
+		now := time.Now() // a request may have been faster, and its result changed the plan
+		if t := s.token.Load(); !now.Before(s.notBefore) && (t == nil || t.due(now)) {
+			s.start()
+		}
 	})
 }
 

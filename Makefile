@@ -1,0 +1,59 @@
+# CONTRIBUTING.md explains these. Pinned tools live in .tools/bin, under names that carry their versions.
+TOOLS         := $(CURDIR)/.tools/bin
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
+GOFUMPT       := $(TOOLS)/gofumpt-v0.12.0
+SCRIPTS       := .ci/run gateway/e2e/setup.sh
+
+# Which of the end-to-end tests to run.
+RUN ?= .
+# The race detector needs a C compiler: `make test RACE=` does without.
+RACE ?= -race
+# How long each fuzz target runs.
+FUZZTIME ?= 20s
+
+.PHONY: build test unit e2e e2e-setup lint fmt tools fuzz demo
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o orthanc-dicomweb-oauth .
+
+test: e2e-setup unit e2e
+
+unit:
+	go test $(RACE) -shuffle=on ./...
+
+e2e: e2e-setup
+	go test -tags e2e -count=1 -parallel 4 -timeout 10m -run '$(RUN)' ./gateway/e2e/...
+
+e2e-setup:
+	gateway/e2e/setup.sh
+
+lint: tools
+	test -z "$$($(GOFUMPT) -l . | tee /dev/stderr)"
+	go vet ./...
+	go vet -tags e2e ./gateway/e2e/...
+	go mod tidy -diff
+	$(GOLANGCI_LINT) run --build-tags e2e
+	@if command -v shellcheck; then shellcheck $(SCRIPTS); else echo 'no shellcheck here: the scripts were not checked'; fi
+
+fmt: tools
+	$(GOFUMPT) -w .
+
+tools: $(GOLANGCI_LINT) $(GOFUMPT)
+
+$(GOLANGCI_LINT):
+	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	mv $(TOOLS)/golangci-lint $@
+
+$(GOFUMPT):
+	GOBIN=$(TOOLS) go install mvdan.cc/gofumpt@v0.12.0
+	mv $(TOOLS)/gofumpt $@
+
+fuzz:
+	@set -e; for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+demo:
+	go run . demo

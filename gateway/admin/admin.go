@@ -1,0 +1,299 @@
+// Package admin is the gateway's own face: health, status and the list of
+// servers, for operators and machines. It reads the gateway and changes nothing
+// of the proxied traffic. Its handler is safe for concurrent use.
+package admin
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"orthanc-dicomweb-oauth/certs"
+	"orthanc-dicomweb-oauth/gateway"
+	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/token"
+)
+
+// Options are what the admin API shows and how it is guarded.
+type Options struct {
+	Gateway *gateway.Gateway
+	CA      *certs.CA
+	Admin   rules.Admin
+	Version string
+	Log     *slog.Logger
+}
+
+// New returns a server for the admin listener; the caller runs and stops it.
+func New(o Options) *http.Server {
+	a := &api{o}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", a.livez)
+	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.Handle("GET /dicomweb-oauth/status", a.guarded(a.status))
+	mux.Handle("GET /dicomweb-oauth/servers", a.guarded(a.servers))
+	return &http.Server{
+		Handler:           a.ownHost(mux),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      time.Minute,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	}
+}
+
+type api struct{ Options }
+
+// guarded asks for Basic authentication where a password is configured.
+func (a *api) guarded(h http.HandlerFunc) http.Handler {
+	if a.Admin.Username == "" {
+		return h
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		password, err := a.Admin.Password.Read()
+		if err != nil {
+			a.Log.Error("admin password not readable", "err", err)
+			http.Error(w, "admin password not readable", http.StatusInternalServerError)
+			return
+		}
+		user, given, _ := r.BasicAuth()
+		have := sha256.Sum256([]byte(user + ":" + given))
+		want := sha256.Sum256([]byte(a.Admin.Username + ":" + password.Reveal()))
+		if subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", `Basic realm="orthanc-dicomweb-oauth", charset="UTF-8"`)
+			http.Error(w, "admin credentials are missing or wrong", http.StatusUnauthorized)
+			return
+		}
+		h(w, r)
+	})
+}
+
+// ownHost refuses foreign Host headers on a loopback listener: a web page that
+// rebinds its name to 127.0.0.1 must not read the API with its visitor's hands.
+func (a *api) ownHost(next http.Handler) http.Handler {
+	listen, _, err := net.SplitHostPort(a.Admin.Listen)
+	loopback := err == nil && isLoopback(listen)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if loopback && !isLoopback(host) {
+			http.Error(w, "this listener answers for localhost only", http.StatusMisdirectedRequest)
+			return
+		}
+		w.Header().Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || host == "[::1]" || err == nil && ip.IsLoopback()
+}
+
+func (a *api) livez(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	fmt.Fprintln(w, "ok")
+}
+
+// readiness is the body of /readyz.
+type readiness struct {
+	Ready    bool                   `json:"ready"`
+	Draining bool                   `json:"draining,omitempty"`
+	Profiles map[string]token.State `json:"profiles"`
+}
+
+// readyz answers 200 while requests can be served: not draining, and at least
+// one profile usable (or none configured). ?rule=NAME asks about one rule.
+func (a *api) readyz(w http.ResponseWriter, r *http.Request) {
+	st := a.Gateway.Status()
+	body := readiness{Draining: st.Draining, Profiles: map[string]token.State{}}
+	profile := ""
+	if name := r.URL.Query().Get("rule"); name != "" {
+		rule := ruleNamed(st.Config, name)
+		if rule == nil {
+			writeJSON(w, http.StatusNotFound, map[string]string{"error": "no rule has this name"})
+			return
+		}
+		profile = rule.Profile
+		body.Ready = profile == ""
+	} else {
+		body.Ready = len(st.Profiles) == 0
+	}
+	for _, p := range st.Profiles {
+		if profile != "" && p.Name != profile {
+			continue
+		}
+		body.Profiles[p.Name] = p.State
+		if profile != "" || r.URL.Query().Get("rule") == "" {
+			body.Ready = body.Ready || usable(p.State)
+		}
+	}
+	status := http.StatusOK
+	if body.Ready = body.Ready && !st.Draining; !body.Ready {
+		status = http.StatusServiceUnavailable
+	}
+	writeJSON(w, status, body)
+}
+
+func ruleNamed(c *rules.Config, name string) *rules.Rule {
+	for _, r := range c.Rules {
+		if r.Name == name {
+			return r
+		}
+	}
+	return nil
+}
+
+func usable(s token.State) bool { return s == token.Fresh || s == token.Stale }
+
+// status is the whole condition of the gateway.
+type status struct {
+	Status      string          `json:"status"`
+	Version     string          `json:"version"`
+	StartedAt   time.Time       `json:"started_at"`
+	Config      configStatus    `json:"config"`
+	CA          caStatus        `json:"ca"`
+	Profiles    []profileStatus `json:"profiles"`
+	Connections int64           `json:"connections"`
+	InFlight    int             `json:"requests_in_flight"`
+	// UntrustedCA counts clients that refused our certificate.
+	UntrustedCA int64             `json:"untrusted_ca"`
+	Refused     map[string]uint64 `json:"refused"`
+}
+
+type configStatus struct {
+	Path      string    `json:"path"`
+	Revision  string    `json:"revision"`
+	LoadedAt  time.Time `json:"loaded_at"`
+	LastError *string   `json:"last_error"`
+}
+
+type caStatus struct {
+	Fingerprint string    `json:"fingerprint_sha256"`
+	NotAfter    time.Time `json:"not_after"`
+}
+
+type profileStatus struct {
+	Name         string      `json:"name"`
+	Type         string      `json:"type"`
+	State        token.State `json:"state"`
+	ExpiresAt    *time.Time  `json:"expires_at"`
+	ExpiresIn    *float64    `json:"expires_in_seconds"`
+	LastRefresh  *time.Time  `json:"last_refresh_at"`
+	LastError    *lastError  `json:"last_error"`
+	Acquisitions uint64      `json:"acquisitions"`
+	Failures     uint64      `json:"failures"`
+}
+
+type lastError struct {
+	Code    string    `json:"code"`
+	Message string    `json:"message"`
+	Hint    string    `json:"hint"`
+	At      time.Time `json:"at"`
+}
+
+func (a *api) status(w http.ResponseWriter, _ *http.Request) {
+	st := a.Gateway.Status()
+	body := status{
+		Status: overall(st), Version: a.Version, StartedAt: st.StartedAt.UTC(),
+		Config:      configStatus{Path: st.Config.Path, Revision: st.Config.Revision, LoadedAt: st.StartedAt.UTC()},
+		CA:          caStatus{a.CA.Fingerprint(), a.CA.Certificate().NotAfter},
+		Profiles:    []profileStatus{},
+		Connections: st.Connections, InFlight: st.InFlight, UntrustedCA: st.Untrusted, Refused: st.Refused,
+	}
+	for _, p := range st.Profiles {
+		ps := profileStatus{
+			Name: p.Name, Type: p.Type, State: p.State, Acquisitions: p.Acquisitions, Failures: p.Failures,
+			ExpiresAt: orNull(p.ExpiresAt), LastRefresh: orNull(p.LastRefresh),
+		}
+		if !p.ExpiresAt.IsZero() {
+			seconds := math.Round(time.Until(p.ExpiresAt).Seconds()*10) / 10
+			ps.ExpiresIn = &seconds
+		}
+		if f := p.LastFailure; f != nil {
+			ps.LastError = &lastError{Code: f.Err.Code, Message: fmt.Sprintf("profile %q: %s", p.Name, f.Err.Error()), Hint: f.Err.Hint, At: f.At.UTC()}
+		}
+		body.Profiles = append(body.Profiles, ps)
+	}
+	writeJSON(w, http.StatusOK, body)
+}
+
+// overall condenses the profiles' states into one word.
+func overall(st gateway.Status) string {
+	if st.Draining {
+		return "draining"
+	}
+	good, fresh := 0, 0
+	for _, p := range st.Profiles {
+		if usable(p.State) {
+			good++
+		}
+		if p.State == token.Fresh {
+			fresh++
+		}
+	}
+	switch n := len(st.Profiles); {
+	case fresh == n:
+		return "ok"
+	case good == 0:
+		return "unavailable"
+	}
+	return "degraded"
+}
+
+// server is one rule as the API shows it.
+type server struct {
+	Name       string       `json:"name"`
+	URL        string       `json:"url"`
+	Action     rules.Action `json:"action"`
+	Profile    *string      `json:"profile"`
+	State      *token.State `json:"state"`
+	Requests   uint64       `json:"requests"`
+	LastStatus *int         `json:"last_status"`
+	LastUsed   *time.Time   `json:"last_used_at"`
+}
+
+func (a *api) servers(w http.ResponseWriter, _ *http.Request) {
+	states := map[string]token.State{}
+	for _, p := range a.Gateway.Status().Profiles {
+		states[p.Name] = p.State
+	}
+	list := []server{}
+	for _, r := range a.Gateway.Rules() {
+		s := server{Name: r.Rule.Name, URL: r.Rule.URL, Action: r.Rule.Action, Requests: r.Requests, LastUsed: orNull(r.LastUsed)}
+		if r.Rule.Profile != "" {
+			state := states[r.Rule.Profile]
+			s.Profile, s.State = &r.Rule.Profile, &state
+		}
+		if r.LastStatus != 0 {
+			s.LastStatus = &r.LastStatus
+		}
+		list = append(list, s)
+	}
+	writeJSON(w, http.StatusOK, list)
+}
+
+func orNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+func writeJSON(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(body) // the client has gone; nothing to tell
+}

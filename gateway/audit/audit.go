@@ -1,0 +1,241 @@
+// Package audit writes one record per proxied request. A record holds nothing
+// about a patient: no query, no UID, no header. Writing never blocks the
+// request path: a sink that cannot keep up loses records, and they are counted.
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Record is one request. Durations are in milliseconds unless the name says otherwise.
+type Record struct {
+	Time           time.Time `json:"time"`
+	RequestID      string    `json:"request_id"`
+	Client         string    `json:"client"`
+	ProxyUser      string    `json:"proxy_user,omitempty"`
+	Method         string    `json:"method"`
+	Authority      string    `json:"authority"`
+	Route          string    `json:"route,omitempty"`
+	Transaction    string    `json:"transaction,omitempty"`
+	Rule           string    `json:"rule,omitempty"`
+	Profile        string    `json:"profile,omitempty"`
+	Status         int       `json:"status"`
+	UpstreamStatus int       `json:"upstream_status,omitempty"`
+	RequestBytes   int64     `json:"request_bytes"`
+	ResponseBytes  int64     `json:"response_bytes"`
+	Duration       float64   `json:"duration_ms"`
+	FirstByte      float64   `json:"first_byte_ms,omitempty"`
+	TokenAge       float64   `json:"token_age_seconds,omitempty"`
+	Attempts       int       `json:"attempts,omitempty"`
+	Outcome        Outcome   `json:"outcome"`
+	Reason         string    `json:"reason,omitempty"` // the problem code, when the gateway answered itself
+}
+
+// Outcome is how a request ended.
+type Outcome string
+
+// The outcomes of a request.
+const (
+	Forwarded  Outcome = "forwarded"   // the upstream's answer was passed on whole
+	Refused    Outcome = "refused"     // the gateway answered itself
+	Cut        Outcome = "cut"         // the answer broke off
+	ClientGone Outcome = "client_gone" // the client left before the answer
+	Tunnelled  Outcome = "tunnelled"   // bytes were copied unseen
+)
+
+// queue is how many records may wait for a slow sink.
+const queue = 4096
+
+// Log writes records to one sink. The nil Log drops everything. It is safe for
+// concurrent use.
+type Log struct {
+	records chan Record
+	reopen  chan chan error
+	lost    atomic.Uint64
+	done    sync.WaitGroup
+	path    string // "" when the sink is not a file of ours
+	out     io.Writer
+}
+
+// Open returns a Log for target: "stdout", "stderr", "off" (nil) or a file that
+// is appended to, mode 0600.
+func Open(target string) (*Log, error) {
+	l := &Log{records: make(chan Record, queue), reopen: make(chan chan error)}
+	switch target {
+	case "off":
+		return nil, nil
+	case "stdout":
+		l.out = os.Stdout
+	case "stderr":
+		l.out = os.Stderr
+	default:
+		l.path = target
+		f, err := openFile(target)
+		if err != nil {
+			return nil, err
+		}
+		l.out = f
+	}
+	l.done.Go(l.run)
+	return l, nil
+}
+
+// New returns a Log that writes to w.
+func New(w io.Writer) *Log {
+	l := &Log{records: make(chan Record, queue), reopen: make(chan chan error), out: w}
+	l.done.Go(l.run)
+	return l
+}
+
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open audit file: %w", err)
+	}
+	return f, nil
+}
+
+// Write queues a record, or counts it as lost when the queue is full.
+func (l *Log) Write(r Record) {
+	if l == nil {
+		return
+	}
+	select {
+	case l.records <- r:
+	default:
+		l.lost.Add(1)
+	}
+}
+
+// Lost returns how many records could not be written.
+func (l *Log) Lost() uint64 {
+	if l == nil {
+		return 0
+	}
+	return l.lost.Load()
+}
+
+// Reopen opens the file anew, after it was moved away by log rotation. On
+// failure the old file is kept. Without a file it does nothing.
+func (l *Log) Reopen() error {
+	if l == nil || l.path == "" {
+		return nil
+	}
+	result := make(chan error)
+	l.reopen <- result
+	return <-result
+}
+
+// Close writes what is queued and ends the log. Write and Reopen must not be
+// called after it.
+func (l *Log) Close() error {
+	if l == nil {
+		return nil
+	}
+	close(l.records)
+	l.done.Wait()
+	if f, ok := l.out.(*os.File); ok && l.path != "" {
+		return f.Close()
+	}
+	return nil
+}
+
+func (l *Log) run() {
+	for {
+		select {
+		case r, open := <-l.records:
+			if !open {
+				return
+			}
+			line, err := json.Marshal(r)
+			if err == nil {
+				_, err = l.out.Write(append(line, '\n'))
+			}
+			if err != nil {
+				l.lost.Add(1)
+			}
+		case result := <-l.reopen:
+			f, err := openFile(l.path)
+			if err == nil {
+				if old, ok := l.out.(*os.File); ok {
+					old.Close()
+				}
+				l.out = f
+			}
+			result <- err
+		}
+	}
+}
+
+// words are the path segments of DICOMweb (PS3.18 chapters 10 and 11) that may
+// be shown; any other segment may be a UID or a name.
+var words = [...]string{
+	"studies", "series", "instances", "frames", "rendered", "thumbnail", "metadata", "bulkdata", "pixeldata",
+	"workitems", "subscribers", "capabilities", "bulk", "delete",
+}
+
+// Route returns path as a template in which every segment behind prefix that is
+// no word of DICOMweb is {}: /dicom-web/studies/{}/series. Prefix comes from
+// the config and is shown as it is.
+func Route(prefix, path string) string {
+	rest, ok := strings.CutPrefix(path, prefix)
+	if !ok {
+		return prefix
+	}
+	var b strings.Builder
+	b.WriteString(prefix)
+	depth := 0
+	for segment := range strings.SplitSeq(rest, "/") {
+		if depth++; depth > 16 {
+			b.WriteString("/…")
+			break
+		}
+		if depth > 1 {
+			b.WriteByte('/')
+		}
+		switch {
+		case segment == "":
+		case isWord(segment):
+			b.WriteString(segment)
+		default:
+			b.WriteString("{}")
+		}
+	}
+	return b.String()
+}
+
+func isWord(s string) bool {
+	for _, w := range words {
+		if w == s {
+			return true
+		}
+	}
+	return false
+}
+
+// Transaction names the DICOMweb transaction of a request by its method and
+// route: QIDO-RS, WADO-RS, STOW-RS, DELETE; "" for anything else.
+func Transaction(method, route string) string {
+	last := route[strings.LastIndexByte(strings.TrimSuffix(route, "/"), '/')+1:]
+	last = strings.TrimSuffix(last, "/")
+	switch {
+	case !strings.Contains(route, "studies") && !strings.Contains(route, "series") && !strings.Contains(route, "instances"):
+		return ""
+	case method == "POST":
+		return "STOW-RS"
+	case method == "DELETE":
+		return "DELETE"
+	case method != "GET" && method != "HEAD":
+		return ""
+	case last == "studies" || last == "series" || last == "instances":
+		return "QIDO-RS"
+	}
+	return "WADO-RS"
+}

@@ -1,0 +1,100 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/token"
+)
+
+const (
+	// guessEvery paces the answers to wrong proxy passwords, over all clients.
+	// The right password never waits.
+	guessEvery = 100 * time.Millisecond
+	// guessWait is the longest that one wrong guess waits for its answer.
+	guessWait = 5 * time.Second
+)
+
+// proxyAuth decides who may use the proxy at all.
+type proxyAuth struct {
+	allow    []netip.Prefix
+	username string
+	password token.SecretSource
+
+	mu   sync.Mutex
+	next time.Time // when the next wrong guess is answered
+}
+
+func newProxyAuth(p rules.Proxy) (*proxyAuth, error) {
+	if _, err := p.Password.Read(); err != nil {
+		return nil, fmt.Errorf("proxy.password: %w", err)
+	}
+	return &proxyAuth{allow: p.AllowClients, username: p.Username, password: p.Password}, nil
+}
+
+// admits reports whether clients may come from this address.
+func (a *proxyAuth) admits(remote string) bool {
+	if len(a.allow) == 0 {
+		return true
+	}
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return false
+	}
+	ip := ap.Addr().Unmap().WithZone("")
+	for _, prefix := range a.allow {
+		if prefix.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// user checks Proxy-Authorization (RFC 7617) and returns the user's name. It
+// holds back the answer to a wrong guess.
+func (a *proxyAuth) user(ctx context.Context, h http.Header) (string, bool) {
+	if a.username == "" {
+		return "", true
+	}
+	scheme, encoded, _ := strings.Cut(h.Get("Proxy-Authorization"), " ")
+	if scheme == "" {
+		return "", false
+	}
+	password, err := a.password.Read()
+	given, decodeErr := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
+	want := sha256.Sum256([]byte(a.username + ":" + password.Reveal()))
+	have := sha256.Sum256(given)
+	equal := subtle.ConstantTimeCompare(want[:], have[:]) == 1
+	if equal && err == nil && decodeErr == nil && strings.EqualFold(scheme, "Basic") {
+		return a.username, true
+	}
+	a.holdBack(ctx)
+	return "", false
+}
+
+func (a *proxyAuth) holdBack(ctx context.Context) {
+	a.mu.Lock()
+	now := time.Now()
+	if a.next.Before(now) {
+		a.next = now
+	}
+	a.next = a.next.Add(guessEvery)
+	wait := min(a.next.Sub(now), guessWait)
+	if wait == guessWait {
+		a.next = now.Add(guessWait)
+	}
+	a.mu.Unlock()
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+	}
+}

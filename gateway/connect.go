@@ -1,0 +1,372 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/elazarl/goproxy"
+
+	"orthanc-dicomweb-oauth/gateway/audit"
+	"orthanc-dicomweb-oauth/rules"
+)
+
+// established is the whole answer to an accepted CONNECT. Orthanc reads headers
+// of this answer as if the upstream had sent them, so there are none.
+const established = "HTTP/1.1 200 Connection established\r\n\r\n"
+
+// serveFront handles what arrives on the proxy's own port.
+func (g *Gateway) serveFront(w http.ResponseWriter, r *http.Request) {
+	c := connOf(r.Context())
+	c.handling.Store(true)
+	x := g.begin(w, r)
+	defer x.end()
+	if !g.auth.admits(r.RemoteAddr) {
+		x.refuse(problem{code: clientNotAllowed, hint: "add the client's network to allow_clients under [proxy]"})
+		return
+	}
+	user, ok := g.auth.user(r.Context(), r.Header)
+	if !ok {
+		w.Header().Set("Proxy-Authenticate", `Basic realm="orthanc-dicomweb-oauth", charset="UTF-8"`)
+		x.refuse(problem{code: proxyAuthRequired, hint: "write user and password into Orthanc's HttpProxy: http://user:pass@host:port, special characters percent-encoded"})
+		return
+	}
+	x.record.ProxyUser = user
+	switch {
+	case r.Method == http.MethodConnect:
+		x.connect(c.overloaded)
+	case c.overloaded:
+		x.refuse(problem{code: overloaded})
+	case r.URL.Scheme == "http" && r.URL.Host != "":
+		x.plain()
+	case r.URL.IsAbs():
+		x.refuse(problem{code: badRequest, detail: "https:// must come by CONNECT"})
+	default:
+		x.refuse(problem{code: badRequest, detail: "this is a forward proxy, not a web server", hint: "use it as HttpProxy; status and metrics are on the [admin] listener"})
+	}
+}
+
+// connect decides about a CONNECT: end its TLS here, tunnel it, or refuse it.
+func (x *exchange) connect(overload bool) {
+	g := x.g
+	a, err := rules.ParseAuthority(x.in.RequestURI, 0)
+	if err != nil {
+		x.refuse(problem{code: badRequest, detail: "CONNECT target: " + err.Error()})
+		return
+	}
+	x.authority = a
+	x.record.Authority = a.String()
+	site := x.snap.config.Table.Site("https", a)
+	if site != nil && site.Terminated() {
+		x.terminate(overload)
+		return
+	}
+	if overload {
+		x.refuse(problem{code: overloaded})
+		return
+	}
+	if site == nil {
+		if x.snap.config.Proxy.Unmatched == "pass" {
+			x.tunnel()
+			return
+		}
+		g.log.Warn("CONNECT refused: no rule names this host; Orthanc shows only a failed connection",
+			"code", noRule, "authority", a.String(), "client", x.record.Client)
+		x.refuse(problem{code: noRule, hint: "add a [[rule]] for https://" + a.HostHeader(443) + "/, or keep the host away from the proxy with NO_PROXY"})
+		return
+	}
+	x.setRule(site.Whole())
+	switch {
+	case x.rule.Decision() == rules.Pass:
+		if x.rule.Action == rules.Inject {
+			g.log.Info("report: a credential would be injected", "rule", x.rule.Name, "authority", a.String())
+		}
+		x.tunnel()
+	case g.ca.Covers(a.Host()):
+		x.terminate(overload) // so that Orthanc sees the status
+	default:
+		g.log.Warn("CONNECT refused by rule; Orthanc shows only a failed connection",
+			"code", ruleDenied, "rule", x.rule.Name, "authority", a.String(), "client", x.record.Client)
+		x.refuse(problem{code: ruleDenied})
+	}
+}
+
+// terminate hands the connection to the inner server, through goproxy.
+func (x *exchange) terminate(overload bool) {
+	x.silent = true // the requests inside are what is recorded
+	ctx := context.WithValue(x.in.Context(), dispatchKey{}, func(client net.Conn) {
+		t := &tunnel{authority: x.authority, client: x.record.Client, user: x.record.ProxyUser, overloaded: overload}
+		x.g.handshake(client, t, x.snap.config.Proxy.HeaderTimeout)
+	})
+	x.g.connect.ServeHTTP(&hijackWriter{x.w}, x.in.WithContext(ctx))
+}
+
+type dispatchKey struct{}
+
+// dispatch is goproxy's CONNECT handler. Every decision has been made before;
+// what is left is to take the raw connection.
+func (g *Gateway) dispatch(host string, ctx *goproxy.ProxyCtx) (*goproxy.ConnectAction, string) {
+	take, ok := ctx.Req.Context().Value(dispatchKey{}).(func(net.Conn))
+	if !ok {
+		return &goproxy.ConnectAction{Action: goproxy.ConnectReject}, host
+	}
+	return &goproxy.ConnectAction{
+		Action: goproxy.ConnectHijack,
+		Hijack: func(_ *http.Request, client net.Conn, _ *goproxy.ProxyCtx) { take(client) },
+	}, host
+}
+
+// hijackWriter gives goproxy's hijack the bytes that net/http read beyond the
+// CONNECT head, which goproxy would drop: a client may send its ClientHello in
+// the same write.
+type hijackWriter struct{ http.ResponseWriter }
+
+// Hijack implements [http.Hijacker].
+func (h *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	ahead, err := rw.Reader.Peek(rw.Reader.Buffered())
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return replayConn(c, ahead), rw, nil
+}
+
+// handshake ends the client's TLS and passes the connection on.
+func (g *Gateway) handshake(client net.Conn, t *tunnel, timeout time.Duration) {
+	_ = client.SetDeadline(time.Now().Add(timeout))
+	if _, err := io.WriteString(client, established); err != nil {
+		client.Close()
+		return
+	}
+	leaf, err := g.ca.Leaf(t.authority.Host())
+	if err != nil {
+		g.log.Error("leaf certificate not made", "authority", t.authority.String(), "err", err)
+		client.Close()
+		return
+	}
+	heard := &lastBytes{Conn: client}
+	conn := tls.Server(heard, &tls.Config{
+		Certificates:           []tls.Certificate{*leaf},
+		MinVersion:             tls.VersionTLS12,
+		NextProtos:             []string{"http/1.1"},
+		SessionTicketsDisabled: true, // Orthanc never resumes: making tickets is wasted work
+	})
+	if err := conn.Handshake(); err != nil {
+		g.handshakeFailed(client, heard, t, err)
+		client.Close()
+		return
+	}
+	_ = client.SetDeadline(time.Time{})
+	t.sni = conn.ConnectionState().ServerName
+	g.handoff.put(&clientConn{Conn: conn, tunnel: t, overloaded: t.overloaded, onMalformed: g.malformed})
+}
+
+func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, err error) {
+	if alert, ok := heard.alert(); ok {
+		g.certificateRefused(t, alert)
+		return
+	}
+	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain {
+		g.stats.refused(string(badRequest))
+		g.log.Warn("client does not speak TLS inside its CONNECT tunnel", "code", badRequest, "authority", t.authority.String(), "client", t.client)
+		_, _ = client.Write(rawProblem(problem{code: badRequest, detail: "this tunnel carries TLS only; nothing is sent in clear"}))
+		return
+	}
+	g.log.Debug("TLS handshake with client failed", "authority", t.authority.String(), "client", t.client, "err", err)
+}
+
+// certificateRefused says what to change when a client does not trust our CA,
+// since Orthanc itself never says why.
+func (g *Gateway) certificateRefused(t *tunnel, how string) {
+	g.stats.untrusted.Add(1)
+	g.log.Error("Orthanc does not trust this CA: set HttpsCACertificates to "+g.ca.BundlePath(),
+		"authority", t.authority.String(), "client", t.client, "reason", how)
+}
+
+// lastBytes remembers the end of what was read. A client that refuses our
+// certificate sends its alert in clear even under TLS 1.3, where Go reports no
+// more than a bad record.
+type lastBytes struct {
+	net.Conn
+	tail [7]byte
+}
+
+// Read implements [net.Conn].
+func (c *lastBytes) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if keep := len(c.tail); n >= keep {
+		copy(c.tail[:], p[n-keep:n])
+	} else {
+		copy(c.tail[:], c.tail[n:])
+		copy(c.tail[keep-n:], p[:n])
+	}
+	return n, err
+}
+
+// alert names a fatal TLS alert about our certificate (RFC 8446 section 6.2) if
+// that was the last thing heard.
+func (c *lastBytes) alert() (string, bool) {
+	if c.tail[0] != 21 || c.tail[1] != 3 || c.tail[3] != 0 || c.tail[4] != 2 || c.tail[5] != 2 {
+		return "", false
+	}
+	switch c.tail[6] {
+	case 42, 43, 46:
+		return fmt.Sprintf("TLS alert %d: certificate not accepted", c.tail[6]), true
+	case 45:
+		return "TLS alert 45: certificate expired or not yet valid; compare the clocks", true
+	case 48:
+		return "TLS alert 48: unknown CA", true
+	}
+	return "", false
+}
+
+// tunnel connects the client to the authority and copies bytes both ways,
+// looking at none.
+func (x *exchange) tunnel() {
+	if !x.g.busy.enter() {
+		x.refuse(problem{code: draining})
+		return
+	}
+	defer x.g.busy.leave()
+	up, err := x.dial()
+	if err != nil {
+		x.refuse(x.classify(err))
+		return
+	}
+	defer up.Close()
+	ctx := context.WithValue(x.in.Context(), dispatchKey{}, func(client net.Conn) {
+		defer client.Close()
+		if _, err := io.WriteString(client, established); err != nil {
+			return
+		}
+		x.record.Status, x.record.Outcome = http.StatusOK, audit.Tunnelled
+		x.record.RequestBytes, x.record.ResponseBytes = x.g.relay(client, up, x.snap.config.Proxy.ResponseTimeout)
+	})
+	x.g.connect.ServeHTTP(&hijackWriter{x.w}, x.in.WithContext(ctx))
+}
+
+// dial opens a connection to the exchange's authority, through the corporate
+// proxy if there is one.
+func (x *exchange) dial() (net.Conn, error) {
+	dial := x.snap.upstream(x.rule).dial
+	corporate := x.snap.corporate
+	if corporate == nil {
+		return dial(x.in.Context(), "tcp", x.authority.String())
+	}
+	c, err := dial(x.in.Context(), "tcp", corporate.Host)
+	if err != nil {
+		return nil, err
+	}
+	through, err := connectThrough(c, corporate, x.authority, x.snap.config.Proxy.HeaderTimeout)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return through, nil
+}
+
+// errCorporateProxy is an upstream_proxy that does not open a tunnel.
+type errCorporateProxy struct{ status int }
+
+// Error implements error.
+func (e errCorporateProxy) Error() string {
+	return fmt.Sprintf("upstream_proxy answered CONNECT with status %d", e.status)
+}
+
+func connectThrough(c net.Conn, proxy *url.URL, a rules.Authority, timeout time.Duration) (net.Conn, error) {
+	_ = c.SetDeadline(time.Now().Add(timeout))
+	defer c.SetDeadline(time.Time{}) //nolint:errcheck // a connection that cannot take it fails at its next use
+	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: a.String()}, Host: a.String(), Header: http.Header{}}
+	if u := proxy.User; u != nil {
+		password, _ := u.Password()
+		basic := &http.Request{Header: http.Header{}}
+		basic.SetBasicAuth(u.Username(), password)
+		req.Header.Set("Proxy-Authorization", basic.Header.Get("Authorization"))
+	}
+	if err := req.Write(c); err != nil {
+		return nil, err
+	}
+	br := bufio.NewReader(c)
+	resp, err := http.ReadResponse(br, req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, errCorporateProxy{resp.StatusCode}
+	}
+	ahead, err := br.Peek(br.Buffered())
+	if err != nil {
+		return nil, err
+	}
+	return replayConn(c, ahead), nil
+}
+
+// relay copies both ways until both ends are done, nothing has moved for idle,
+// or the gateway is cut.
+func (g *Gateway) relay(client, up net.Conn, idle time.Duration) (sent, received int64) {
+	closeBoth := sync.OnceFunc(func() { client.Close(); up.Close() })
+	watch := newWatchdog(idle, closeBoth)
+	watch.start()
+	defer watch.stop()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-g.busy.ended:
+			closeBoth()
+		case <-stop:
+		}
+	}()
+	var back sync.WaitGroup
+	back.Go(func() { received = pump(client, up, watch) })
+	sent = pump(up, client, watch)
+	back.Wait()
+	return sent, received
+}
+
+// pump copies until src ends, then passes the end on.
+func pump(dst, src net.Conn, watch *watchdog) int64 {
+	n, _ := io.Copy(&touching{dst, watch}, src)
+	if half, ok := dst.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	} else {
+		dst.Close()
+	}
+	return n
+}
+
+// touching tells the watchdog of each write.
+type touching struct {
+	io.Writer
+	watch *watchdog
+}
+
+// Write implements [io.Writer].
+func (t *touching) Write(p []byte) (int, error) {
+	n, err := t.Writer.Write(p)
+	t.watch.touch()
+	return n, err
+}
+
+// sniMatches reports whether the name in the ClientHello is the tunnel's host;
+// clients send none for IP addresses.
+func (t *tunnel) sniMatches() bool {
+	if t.sni == "" {
+		return true
+	}
+	a, err := rules.ParseAuthority(strings.TrimSuffix(t.sni, "."), t.authority.Port())
+	return err == nil && a == t.authority
+}

@@ -1,0 +1,314 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"orthanc-dicomweb-oauth/gateway/audit"
+	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/token"
+)
+
+// exchange is one request and its answer, from the first look to the audit
+// record.
+type exchange struct {
+	g         *Gateway
+	snap      *snapshot
+	w         *responseWriter
+	in        *http.Request
+	authority rules.Authority
+	scheme    string
+	rule      *rules.Rule   // nil: no rule names the host (unmatched = "pass")
+	source    *token.Source // nil: no credential is put on
+	body      *requestBody  // nil: the request has none
+	cancel    context.CancelCauseFunc
+	answering *watchdog // guards the answer's body
+	record    audit.Record
+	began     time.Time
+	target    string // the path as it goes out
+	renew     bool   // the last 401 was worth another try
+	silent    bool   // the requests inside the tunnel are recorded, not the CONNECT
+	finished  bool   // the handler ran to its end
+}
+
+// begin opens the exchange of a request.
+func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
+	x := &exchange{g: g, snap: g.current.Load(), in: r, began: time.Now(), scheme: "https"}
+	x.w = &responseWriter{ResponseWriter: w, x: x}
+	x.record = audit.Record{
+		Time: x.began.UTC(), RequestID: rand.Text()[:16], Client: clientHost(r.RemoteAddr), Method: methodName(r.Method),
+	}
+	return x
+}
+
+// end writes the audit record. It runs also when the handler panics to cut the
+// connection.
+func (x *exchange) end() {
+	if x.answering != nil {
+		x.answering.stop()
+	}
+	if x.cancel != nil {
+		x.cancel(nil)
+	}
+	if x.silent {
+		return
+	}
+	rec := &x.record
+	rec.Duration = milliseconds(time.Since(x.began))
+	if x.body != nil {
+		rec.RequestBytes = x.body.bytes.Load()
+	}
+	if rec.Status == 0 {
+		rec.Status, rec.ResponseBytes = x.w.status, x.w.bytes
+	}
+	if rec.Outcome == "" {
+		rec.Outcome = audit.Forwarded
+		if !x.finished {
+			rec.Outcome = audit.Cut
+		}
+	}
+	if x.rule != nil {
+		s := x.g.stats.rule(x.rule.Name)
+		s.requests.Add(1)
+		s.lastStatus.Store(int64(rec.Status))
+		s.lastUsed.Store(time.Now().UnixNano())
+	}
+	x.g.audit.Write(*rec)
+}
+
+// setRule notes the rule that decides.
+func (x *exchange) setRule(r *rules.Rule) {
+	x.rule = r
+	x.record.Rule, x.record.Profile = r.Name, r.Profile
+}
+
+// serveInner handles a request inside terminated TLS.
+func (g *Gateway) serveInner(w http.ResponseWriter, r *http.Request) {
+	c := connOf(r.Context())
+	c.handling.Store(true)
+	c.tunnel.requests.Add(1)
+	x := g.begin(w, r)
+	defer x.end()
+	x.record.ProxyUser = c.tunnel.user
+	x.authority = c.tunnel.authority
+	x.record.Authority = x.authority.String()
+	if c.overloaded {
+		w.Header().Set("Connection", "close")
+		x.refuse(problem{code: overloaded, hint: "see max_connections under [proxy]"})
+		return
+	}
+	if p, bad := x.misdirected(c.tunnel); bad {
+		w.Header().Set("Connection", "close")
+		x.refuse(p)
+		return
+	}
+	x.serve()
+}
+
+// misdirected compares every name of the target with the tunnel's one authority.
+func (x *exchange) misdirected(t *tunnel) (problem, bool) {
+	if !t.sniMatches() {
+		return problem{code: authorityMismatch, detail: "the TLS server name is not the CONNECT target"}, true
+	}
+	port := uint16(443)
+	if x.in.URL.Scheme == "http" {
+		port = 80
+	}
+	host, err := rules.ParseAuthority(x.in.Host, port)
+	if err != nil || x.in.URL.User != nil {
+		return problem{code: badRequest, detail: "the Host header is not a host"}, true
+	}
+	if host != t.authority || x.in.URL.Scheme != "" && x.in.URL.Scheme != "https" {
+		return problem{code: authorityMismatch, detail: "the request is for another host than its CONNECT"}, true
+	}
+	return problem{}, false
+}
+
+// plain handles an absolute-form http:// request, which is forwarded only where
+// a rule with action pass, or unmatched = "pass", says so; never with a
+// credential.
+func (x *exchange) plain() {
+	x.scheme = "http"
+	a, err := rules.ParseAuthority(x.in.Host, 80)
+	if err != nil || x.in.URL.User != nil {
+		x.refuse(problem{code: badRequest, detail: "the URL's host is not a host"})
+		return
+	}
+	x.authority = a
+	x.record.Authority = a.String()
+	x.serve()
+}
+
+// serve finds the rule and carries out what it decides.
+func (x *exchange) serve() {
+	path, ok := rawPath(x.in)
+	if !ok {
+		x.refuse(problem{code: badRequest, detail: "the request target is not a path"})
+		return
+	}
+	site := x.snap.config.Table.Site(x.scheme, x.authority)
+	if site == nil {
+		if x.scheme == "http" && x.snap.config.Proxy.Unmatched == "pass" {
+			x.send(path)
+			return
+		}
+		x.refuse(problem{code: noRule, hint: "add a [[rule]] for this host"})
+		return
+	}
+	rule, err := site.Match(path)
+	switch {
+	case err != nil:
+		x.refuse(problem{code: badRequest, detail: err.Error()})
+		return
+	case rule == nil:
+		x.refuse(problem{code: noRule, detail: "the host has rules, but none covers this path", hint: "compare the url of the rules with the Url in DicomWeb.Servers"})
+		return
+	}
+	x.setRule(rule)
+	prefix := rule.Prefix()
+	x.record.Route = audit.Route(prefix, path)
+	x.record.Transaction = audit.Transaction(x.in.Method, strings.TrimPrefix(x.record.Route, prefix))
+	switch {
+	case rule.Decision() == rules.Deny:
+		x.refuse(problem{code: ruleDenied})
+	case !rule.Allows(x.in.Method):
+		x.w.Header().Set("Allow", strings.Join(rule.Methods, ", "))
+		x.refuse(problem{code: methodNotAllowed, hint: "see methods of rule " + rule.Name})
+	case rule.Decision() == rules.Inject:
+		x.source = x.snap.sources[rule.Profile]
+		x.send(path)
+	default:
+		if rule.Action == rules.Inject {
+			x.g.log.Info("report: a credential would be injected", "rule", rule.Name, "authority", x.record.Authority)
+		}
+		x.send(path)
+	}
+}
+
+// send forwards the request.
+func (x *exchange) send(path string) {
+	if !x.g.busy.enter() {
+		x.w.Header().Set("Connection", "close")
+		x.refuse(problem{code: draining})
+		return
+	}
+	defer x.g.busy.leave()
+	ctx, cancel := context.WithCancelCause(context.WithValue(x.in.Context(), exchangeKey{}, x))
+	x.cancel = cancel
+	proxy := x.snap.config.Proxy
+	control := http.NewResponseController(x.w.ResponseWriter)
+	x.answering = newWatchdog(proxy.StallTimeout, func() {
+		cancel(errStalled)
+		past := time.Unix(1, 0)
+		_ = control.SetReadDeadline(past)
+		_ = control.SetWriteDeadline(past)
+	})
+	if x.in.Body != nil && x.in.Body != http.NoBody {
+		asking := newWatchdog(proxy.StallTimeout, func() {
+			cancel(errStalled)
+			_ = control.SetReadDeadline(time.Unix(1, 0)) // whoever waits for the client's bytes
+		})
+		asking.start()
+		defer asking.stop()
+		x.body = &requestBody{src: x.in.Body, watch: asking, onEOF: asking.stop}
+	}
+	x.target = path
+	x.g.forward.ServeHTTP(x.w, x.in.WithContext(ctx))
+	x.finished = true
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	return x
+}
+
+// rawPath returns the path of the request line as the client wrote it, since
+// net/url would decode and encode it again. Not a path: "*", an authority, or
+// what has a fragment.
+func rawPath(r *http.Request) (string, bool) {
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	if r.URL.Scheme != "" {
+		_, rest, ok := strings.Cut(path, "://")
+		if !ok {
+			return "", false
+		}
+		if i := strings.IndexByte(rest, '/'); i >= 0 {
+			path = rest[i:]
+		} else {
+			path = "/"
+		}
+	}
+	return path, strings.HasPrefix(path, "/") && !strings.Contains(path, "#")
+}
+
+// rawURL returns the URL under which path and query go out byte for byte.
+func (x *exchange) rawURL() *url.URL {
+	u := &url.URL{Scheme: x.scheme, Host: x.authority.String(), RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery}
+	if strings.HasPrefix(x.target, "//") {
+		u.Path, u.RawPath = x.in.URL.Path, x.in.URL.RawPath // Opaque would read it as an authority
+	} else {
+		u.Opaque = x.target
+	}
+	return u
+}
+
+// clientHost returns the address of a client without its port.
+func clientHost(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return remote
+	}
+	return host
+}
+
+// methodName keeps what a client calls its method out of logs and metrics
+// unless it is one.
+func methodName(m string) string {
+	switch m {
+	case "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE":
+		return m
+	}
+	return "OTHER"
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// responseWriter counts what goes to the client and tells the watchdog.
+type responseWriter struct {
+	http.ResponseWriter
+	x      *exchange
+	status int
+	bytes  int64
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *responseWriter) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+		w.x.record.FirstByte = milliseconds(time.Since(w.x.began))
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements [http.ResponseWriter].
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	if w.x.answering != nil {
+		w.x.answering.touch()
+	}
+	return n, err
+}
+
+// Unwrap lets [http.ResponseController] reach the connection.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,0 +1,263 @@
+package gateway
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"orthanc-dicomweb-oauth/gateway/audit"
+	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/token"
+)
+
+// code names a problem; users, dashboards and tests rely on the names.
+type code string
+
+const (
+	noRule              code = "no_rule"
+	ruleDenied          code = "rule_denied"
+	clientNotAllowed    code = "client_not_allowed"
+	methodNotAllowed    code = "method_not_allowed"
+	proxyAuthRequired   code = "proxy_auth_required"
+	authorityMismatch   code = "authority_mismatch"
+	badRequest          code = "bad_request"
+	tokenUnavailable    code = "token_unavailable"
+	upstreamUnreachable code = "upstream_unreachable"
+	upstreamTLS         code = "upstream_tls"
+	addressRefused      code = "address_refused"
+	upstreamProtocol    code = "upstream_protocol"
+	redirectRefused     code = "redirect_refused"
+	upstreamTimeout     code = "upstream_timeout"
+	overloaded          code = "overloaded"
+	draining            code = "draining"
+)
+
+// answers is the one place that says what each problem looks like.
+var answers = map[code]struct {
+	status int
+	title  string
+}{
+	noRule:              {http.StatusForbidden, "no rule covers this URL"},
+	ruleDenied:          {http.StatusForbidden, "a rule denies this URL"},
+	clientNotAllowed:    {http.StatusForbidden, "this client may not use the gateway"},
+	methodNotAllowed:    {http.StatusMethodNotAllowed, "the rule does not let this method through"},
+	proxyAuthRequired:   {http.StatusProxyAuthRequired, "proxy credentials are missing or wrong"},
+	authorityMismatch:   {http.StatusMisdirectedRequest, "CONNECT target, SNI and Host are not the same"},
+	badRequest:          {http.StatusBadRequest, "the request is malformed"},
+	tokenUnavailable:    {http.StatusServiceUnavailable, "there is no usable credential"},
+	upstreamUnreachable: {http.StatusBadGateway, "the DICOMweb server cannot be reached"},
+	upstreamTLS:         {http.StatusBadGateway, "the DICOMweb server's TLS cannot be trusted"},
+	addressRefused:      {http.StatusBadGateway, "the DICOMweb server's address is not permitted"},
+	upstreamProtocol:    {http.StatusBadGateway, "the DICOMweb server's answer is not HTTP as it should be"},
+	redirectRefused:     {http.StatusBadGateway, "the DICOMweb server redirects where no rule leads"},
+	upstreamTimeout:     {http.StatusGatewayTimeout, "the DICOMweb server took too long"},
+	overloaded:          {http.StatusServiceUnavailable, "too many connections"},
+	draining:            {http.StatusServiceUnavailable, "the gateway is stopping"},
+}
+
+// problem is an answer of the gateway's own.
+type problem struct {
+	code       code
+	detail     string
+	hint       string
+	retryAfter time.Duration
+}
+
+// document is a problem on the wire (RFC 9457).
+type document struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Detail    string `json:"detail,omitempty"`
+	Code      code   `json:"code"`
+	Rule      string `json:"rule,omitempty"`
+	Profile   string `json:"profile,omitempty"`
+	Hint      string `json:"hint,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+func (p problem) document() document {
+	a := answers[p.code]
+	return document{Type: "urn:orthanc-dicomweb-oauth:problem:" + string(p.code), Title: a.title, Status: a.status, Detail: p.detail, Code: p.code, Hint: p.hint}
+}
+
+// refuse answers with a problem, in the form that lets Orthanc see its status.
+func (x *exchange) refuse(p problem) {
+	doc := p.document()
+	doc.RequestID = x.record.RequestID
+	doc.Rule, doc.Profile = x.record.Rule, x.record.Profile
+	x.record.Outcome, x.record.Reason = audit.Refused, string(p.code)
+	x.g.stats.refused(string(p.code))
+	h := x.w.Header()
+	h.Set("X-Gateway-Error", string(p.code))
+	if doc.Status == http.StatusServiceUnavailable {
+		seconds := max(1, int64((p.retryAfter+time.Second-1)/time.Second))
+		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
+	}
+	x.logRefusal(p)
+	if acceptsMultipart(x.in) {
+		// Orthanc parses the Content-Type of every WADO-RS answer before it looks
+		// at the status, and then hides the status.
+		h["Content-Type"] = nil
+		h.Set("Content-Length", "0")
+		x.w.WriteHeader(doc.Status)
+		return
+	}
+	h.Set("Content-Type", "application/problem+json")
+	body, _ := json.Marshal(doc) // strings and numbers only
+	h.Set("Content-Length", strconv.Itoa(len(body)+1))
+	x.w.WriteHeader(doc.Status)
+	_, _ = x.w.Write(append(body, '\n'))
+}
+
+// logRefusal writes what Orthanc will not show. What clients do wrong is for
+// the audit log alone.
+func (x *exchange) logRefusal(p problem) {
+	switch p.code {
+	case tokenUnavailable, upstreamUnreachable, upstreamTLS, addressRefused, upstreamProtocol, upstreamTimeout, redirectRefused, overloaded:
+		x.g.log.Warn(answers[p.code].title, "code", p.code, "rule", x.record.Rule, "authority", x.record.Authority,
+			"detail", p.detail, "hint", p.hint, "request_id", x.record.RequestID)
+	}
+}
+
+// rawProblem is a whole answer for where there is no [http.ResponseWriter].
+func rawProblem(p problem) []byte {
+	doc := p.document()
+	body, _ := json.Marshal(doc)
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nX-Gateway-Error: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s\n",
+		doc.Status, http.StatusText(doc.Status), p.code, len(body)+1, body)
+	return b.Bytes()
+}
+
+// malformed is the answer to a request that net/http itself refuses.
+func (g *Gateway) malformed(c *clientConn) []byte {
+	g.stats.refused(string(badRequest))
+	authority := ""
+	if c.tunnel != nil {
+		c.tunnel.requests.Add(1)
+		authority = c.tunnel.authority.String()
+	}
+	g.log.Debug("malformed request refused", "client", clientHost(c.RemoteAddr().String()), "authority", authority)
+	return rawProblem(problem{code: badRequest, detail: "the request line, a header or the framing breaks RFC 9112"})
+}
+
+// acceptsMultipart recognises WADO-RS as Orthanc asks for it.
+func acceptsMultipart(r *http.Request) bool {
+	for _, accept := range r.Header["Accept"] {
+		if strings.Contains(strings.ToLower(accept), "multipart/related") {
+			return true
+		}
+	}
+	return false
+}
+
+// classify turns an error on the way to the upstream into a problem. Errors of
+// net/http may carry URLs and the upstream's bytes, so that their text is not
+// used where it is not known.
+func (x *exchange) classify(err error) problem {
+	if p, ok := errors.AsType[*refusal](err); ok {
+		return p.problem
+	}
+	if a, ok := errors.AsType[*addressError](err); ok {
+		return problem{code: addressRefused, detail: a.Error(), hint: "if that is right, list its network in the rule's allow_networks"}
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		detail := "DNS knows no address for " + dns.Name
+		if dns.IsTimeout {
+			detail = "DNS did not answer for " + dns.Name
+		}
+		return problem{code: upstreamUnreachable, detail: detail, hint: "check the host in the rule's url, and this machine's DNS"}
+	}
+	if p, ok := classifyTLS(err); ok {
+		return p
+	}
+	if corporate, ok := errors.AsType[errCorporateProxy](err); ok {
+		return problem{code: upstreamUnreachable, detail: corporate.Error(), hint: "check upstream_proxy under [proxy]"}
+	}
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return problem{code: upstreamTimeout, detail: "no answer in time", hint: "see response_timeout under [proxy], and the DICOMweb server's own log"}
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return problem{code: upstreamUnreachable, detail: "the connection was not accepted: " + op.Err.Error(), hint: "check host and port in the rule's url, and firewalls"}
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return problem{code: upstreamProtocol, detail: "the connection was closed before an answer came"}
+	}
+	return problem{code: upstreamProtocol, detail: "the answer could not be read"}
+}
+
+func classifyTLS(err error) (problem, bool) {
+	p := problem{code: upstreamTLS}
+	if verify, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		p.detail, p.hint = certificateReason(verify.Err), "nothing was sent; if the server has a private CA, name it in the rule's ca_file"
+		return p, true
+	}
+	if alert, ok := errors.AsType[tls.AlertError](err); ok {
+		p.detail, p.hint = "the server refused the handshake: "+alert.Error(), "it may demand a client certificate (client_cert, client_key) or another TLS version"
+		return p, true
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		p.detail, p.hint = "the server does not speak TLS on this port", "check the port in the rule's url"
+		return p, true
+	}
+	if strings.HasPrefix(err.Error(), "tls: ") || strings.HasPrefix(err.Error(), "remote error: tls: ") {
+		p.detail = strings.TrimPrefix(err.Error(), "remote error: ")
+		return p, true
+	}
+	return p, false
+}
+
+func certificateReason(err error) string {
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
+		if invalid.Reason == x509.Expired {
+			if time.Now().Before(invalid.Cert.NotBefore) {
+				return "the certificate is not yet valid; compare the clocks"
+			}
+			return "the certificate expired on " + invalid.Cert.NotAfter.UTC().Format(time.DateOnly)
+		}
+		return "the certificate is not valid for a server"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "the certificate is for another name"
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "the certificate is signed by an unknown authority, or its chain is incomplete"
+	}
+	return "the certificate was not accepted"
+}
+
+// refusal carries a problem through [http.RoundTripper] and ReverseProxy.
+type refusal struct{ problem problem }
+
+// Error implements error.
+func (r *refusal) Error() string { return string(r.problem.code) }
+
+// unavailable is the problem for a request whose credential cannot be had.
+func unavailable(profile *rules.Profile, err error) problem {
+	p := problem{code: tokenUnavailable, detail: fmt.Sprintf("profile %q has no usable credential", profile.Name)}
+	u, ok := errors.AsType[*token.Unavailable](err)
+	if !ok {
+		return p
+	}
+	p.retryAfter = u.RetryAfter
+	if u.Cause == nil {
+		return p
+	}
+	p.detail += ": " + u.Cause.Code
+	p.hint = u.Cause.Hint
+	if u.Cause.Key != "" {
+		p.hint += fmt.Sprintf(" (profile.%s.%s)", profile.Name, u.Cause.Key)
+	}
+	return p
+}

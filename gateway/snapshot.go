@@ -1,0 +1,140 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/token"
+)
+
+// snapshot is everything that one configuration means at run time. It is built
+// whole, swapped in one step, and immutable from then on: a request keeps the
+// snapshot that it began with.
+type snapshot struct {
+	config    *rules.Config
+	sources   map[string]*token.Source  // by profile name
+	upstreams map[*rules.Rule]*upstream // shared among rules with the same settings
+	unruled   *upstream                 // for hosts that no rule names
+	corporate *url.URL                  // upstream_proxy, or nil
+}
+
+// upstreamKey is what tells one pool of upstream connections from another.
+type upstreamKey struct {
+	ca, cert, key token.File
+	networks      string
+}
+
+func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapshot, error) {
+	s := &snapshot{config: c, sources: map[string]*token.Source{}, upstreams: map[*rules.Rule]*upstream{}}
+	if raw := c.Proxy.UpstreamProxy; !raw.Empty() {
+		u, err := url.Parse(raw.Reveal())
+		if err != nil {
+			return nil, fmt.Errorf("proxy.upstream_proxy is not a URL") // err would show its password
+		}
+		s.corporate = u
+	}
+	pools := map[upstreamKey]*upstream{}
+	pool := func(r *rules.Rule) (*upstream, error) {
+		key := upstreamKey{r.CAFile, r.ClientCert, r.ClientKey, fmt.Sprint(r.AllowNetworks)}
+		if pools[key] == nil {
+			up, err := newUpstream(r, c.Proxy, s.corporate, own)
+			if err != nil {
+				return nil, fmt.Errorf("rule %q: %w", r.Name, err)
+			}
+			pools[key] = up
+		}
+		return pools[key], nil
+	}
+	var err error
+	if s.unruled, err = pool(&rules.Rule{}); err != nil {
+		return nil, err
+	}
+	for _, r := range c.Rules {
+		if s.upstreams[r], err = pool(r); err != nil {
+			return nil, err
+		}
+	}
+	env := token.Env{Dial: own.guard(nil), Proxy: s.corporate}
+	acquirers := map[string]token.Acquirer{}
+	for name, p := range c.Profiles {
+		a, err := p.Settings.Acquirer(env)
+		if err != nil {
+			return nil, fmt.Errorf("profile %q: %w", name, err)
+		}
+		acquirers[name] = a
+	}
+	for name, a := range acquirers {
+		s.sources[name] = token.NewSource(a, c.Profiles[name].Lifecycle, log.With("profile", name))
+	}
+	return s, nil
+}
+
+// upstream returns the connections for a rule; nil stands for a host that no
+// rule names.
+func (s *snapshot) upstream(r *rules.Rule) *upstream {
+	if r == nil {
+		return s.unruled
+	}
+	return s.upstreams[r]
+}
+
+func (s *snapshot) close() {
+	var all sync.WaitGroup
+	for _, source := range s.sources {
+		all.Go(source.Close)
+	}
+	all.Wait()
+	for _, up := range s.upstreams {
+		up.transport.CloseIdleConnections()
+	}
+}
+
+// upstream is a pool of verified connections with one set of TLS settings.
+type upstream struct {
+	transport *http.Transport
+	dial      dialFunc
+}
+
+func newUpstream(r *rules.Rule, p rules.Proxy, corporate *url.URL, own *ownAddresses) (*upstream, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}
+	if r.CAFile != "" {
+		pool, err := r.CAFile.CertPool()
+		if err != nil {
+			return nil, fmt.Errorf("read ca_file: %w", err)
+		}
+		conf.RootCAs = pool
+	}
+	if r.ClientCert != "" {
+		pair, err := tls.LoadX509KeyPair(string(r.ClientCert), string(r.ClientKey))
+		if err != nil {
+			return nil, fmt.Errorf("load client_cert: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	dial := own.guard(&addressPolicy{allow: r.AllowNetworks})
+	if corporate != nil {
+		dial = own.guard(nil) // the one address that is dialled is the proxy's, which the user named
+	}
+	http1 := &http.Protocols{}
+	http1.SetHTTP1(true) // over h2 the flow-control window makes a large STOW-RS several times slower
+	t := &http.Transport{
+		DialContext:            dial,
+		TLSClientConfig:        conf,
+		Protocols:              http1,
+		TLSHandshakeTimeout:    p.HeaderTimeout,
+		ResponseHeaderTimeout:  p.ResponseTimeout,
+		DisableCompression:     true, // nothing is decompressed, nothing gains an Accept-Encoding
+		MaxIdleConnsPerHost:    64,   // Orthanc has up to 50 requests at once
+		IdleConnTimeout:        p.IdleTimeout,
+		MaxResponseHeaderBytes: 256 << 10,
+	}
+	if corporate != nil {
+		t.Proxy = http.ProxyURL(corporate)
+	}
+	return &upstream{transport: t, dial: dial}, nil
+}

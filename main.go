@@ -1,0 +1,351 @@
+// Command orthanc-dicomweb-oauth is a forward proxy that gives Orthanc's
+// DICOMweb client the OAuth 2.0 credentials it cannot get itself. See README.md.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"orthanc-dicomweb-oauth/certs"
+	"orthanc-dicomweb-oauth/gateway"
+	"orthanc-dicomweb-oauth/gateway/admin"
+	"orthanc-dicomweb-oauth/gateway/audit"
+	"orthanc-dicomweb-oauth/gateway/demo"
+	"orthanc-dicomweb-oauth/rules"
+)
+
+// version is set by the linker in releases; else the build's own is shown.
+var version string
+
+const name = "orthanc-dicomweb-oauth"
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2 // wrong usage or wrong config
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+}
+
+// run is the whole program; it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := commands(stdout, stderr).RunContext(ctx, args)
+	if err == nil {
+		return 0
+	}
+	code := exitFailed
+	var usage *usageError
+	switch {
+	case errors.As(err, &usage):
+		code = exitUsage
+		say(stderr, usage.Error(), usage.hint)
+	case isType[rules.Problems](err):
+		code = exitUsage
+		problems, _ := errors.AsType[rules.Problems](err)
+		for _, p := range problems {
+			say(stderr, p.String(), p.Hint)
+		}
+	case isType[*certs.FolderError](err):
+		code = exitUsage
+		folder, _ := errors.AsType[*certs.FolderError](err)
+		say(stderr, folder.Error(), folder.Hint)
+	case errors.Is(err, syscall.EADDRINUSE):
+		say(stderr, err.Error(), "another program listens there, perhaps this gateway already; stop it, or change listen")
+	default:
+		say(stderr, err.Error(), "")
+	}
+	return code
+}
+
+func isType[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+// say writes one error as users see it.
+func say(w io.Writer, what, hint string) {
+	fmt.Fprintf(w, "%s: %s\n", name, what)
+	if hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", hint)
+	}
+}
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ what, hint string }
+
+// Error implements error.
+func (e *usageError) Error() string { return e.what }
+
+func commands(stdout, stderr io.Writer) *cli.App {
+	config := &cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", EnvVars: []string{"DICOMWEB_OAUTH_CONFIG"}, Value: "gateway.toml"}
+	return &cli.App{
+		Name:            name,
+		Usage:           "OAuth 2.0 for Orthanc's DICOMweb client, as a forward proxy",
+		HideVersion:     true,
+		HideHelpCommand: true,
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		ExitErrHandler:  func(*cli.Context, error) {}, // run decides about the exit code
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return &usageError{err.Error(), "see " + name + " --help"}
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return &usageError{fmt.Sprintf("unknown command %q", c.Args().First()), "see " + name + " --help"}
+			}
+			return cli.ShowAppHelp(c)
+		},
+		Commands: []*cli.Command{
+			{
+				Name: "run", Usage: "serve as Orthanc's HttpProxy until SIGTERM",
+				UsageText: name + " run --config gateway.toml",
+				Flags:     []cli.Flag{config}, OnUsageError: badFlag("run"),
+				Action: func(c *cli.Context) error { return serve(c.Context, c.String("config"), stdout, stderr) },
+			},
+			{
+				Name: "demo", Usage: "show the whole job with an embedded provider and DICOMweb server",
+				UsageText: name + " demo", OnUsageError: badFlag("demo"),
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "orthanc", Usage: "also send with a real Orthanc: auto, off or its `PATH`", Value: demo.OrthancAuto},
+					&cli.DurationFlag{Name: "token-lifetime", Usage: "how long the provider's tokens live", Value: 12 * time.Second},
+					&cli.BoolFlag{Name: "once", Usage: "end after the story instead of serving on"},
+				},
+				Action: func(c *cli.Context) error {
+					return demo.Run(c.Context, demo.Options{
+						Out: stdout, Color: isTerminal(stdout) && os.Getenv("NO_COLOR") == "",
+						Orthanc: c.String("orthanc"), TokenLifetime: c.Duration("token-lifetime"), Once: c.Bool("once"),
+						Start: func(ctx context.Context, path string) (*demo.Running, error) { return startForDemo(ctx, path, stderr) },
+					})
+				},
+			},
+			{
+				Name: "check", Usage: "validate the configuration and list every problem",
+				UsageText: name + " check --config gateway.toml",
+				Flags:     []cli.Flag{config, &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}}, OnUsageError: badFlag("check"),
+				Action: func(c *cli.Context) error { return check(c.String("config"), c.Bool("json"), stdout) },
+			},
+			{
+				Name: "version", Usage: "print the version", OnUsageError: badFlag("version"),
+				Action: func(*cli.Context) error {
+					_, err := fmt.Fprintln(stdout, name, buildVersion())
+					return err
+				},
+			},
+		},
+	}
+}
+
+func badFlag(command string) cli.OnUsageErrorFunc {
+	return func(_ *cli.Context, err error, _ bool) error {
+		return &usageError{err.Error(), fmt.Sprintf("see %s %s --help", name, command)}
+	}
+}
+
+// check loads the config as run would, but listens nowhere and makes no CA.
+func check(path string, asJSON bool, stdout io.Writer) error {
+	c, err := rules.Load(path, os.LookupEnv)
+	if err == nil {
+		if _, statErr := os.Stat(filepath.Join(string(c.CA.Dir), "ca.pem")); statErr == nil {
+			_, err = gateway.OpenCA(c)
+		}
+	}
+	if asJSON {
+		problems, _ := errors.AsType[rules.Problems](err)
+		if problems == nil {
+			problems = rules.Problems{}
+		}
+		if jsonErr := json.NewEncoder(stdout).Encode(map[string]any{"ok": err == nil, "problems": problems}); jsonErr != nil {
+			return jsonErr
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s: ok, %d rules, %d profiles\n", path, len(c.Rules), len(c.Profiles))
+	return err
+}
+
+// service is a gateway with its admin listener, both serving.
+type service struct {
+	gateway *gateway.Gateway
+	ca      *certs.CA
+	audit   *audit.Log
+	admin   *http.Server
+	log     *slog.Logger
+	proxyAt net.Addr
+	adminAt net.Addr // nil: turned off
+	failed  chan error
+}
+
+// start loads and builds everything, and only then listens.
+func start(path string, stderr io.Writer) (*service, *rules.Config, error) {
+	c, err := rules.Load(path, os.LookupEnv)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &service{log: newLogger(c.Log, stderr), failed: make(chan error, 2)}
+	if s.ca, err = gateway.OpenCA(c); err != nil {
+		return nil, nil, err
+	}
+	if s.audit, err = audit.Open(auditTarget(c)); err != nil {
+		return nil, nil, err
+	}
+	proxyLn, err := net.Listen("tcp", c.Proxy.Listen)
+	if err != nil {
+		return nil, nil, fmt.Errorf("proxy.listen: %w", err)
+	}
+	var adminLn net.Listener
+	if c.Admin.Listen != "" {
+		if adminLn, err = net.Listen("tcp", c.Admin.Listen); err != nil {
+			proxyLn.Close()
+			return nil, nil, fmt.Errorf("admin.listen: %w", err)
+		}
+	}
+	if s.gateway, err = gateway.New(gateway.Options{Config: c, CA: s.ca, Log: s.log, Audit: s.audit}); err != nil {
+		return nil, nil, err
+	}
+	s.proxyAt = proxyLn.Addr()
+	go func() { s.failed <- s.gateway.Serve(proxyLn) }()
+	if adminLn != nil {
+		s.adminAt = adminLn.Addr()
+		s.gateway.Protect(s.adminAt)
+		s.admin = admin.New(admin.Options{Gateway: s.gateway, CA: s.ca, Admin: c.Admin, Version: buildVersion(), Log: s.log})
+		go func() { s.failed <- s.admin.Serve(adminLn) }()
+	}
+	return s, c, nil
+}
+
+// stop drains the gateway and closes everything, readiness last.
+func (s *service) stop(ctx context.Context) error {
+	err := s.gateway.Shutdown(ctx)
+	if s.admin != nil {
+		_ = s.admin.Close()
+	}
+	return errors.Join(err, s.audit.Close())
+}
+
+// serve is the run command.
+func serve(ctx context.Context, path string, _, stderr io.Writer) error {
+	s, c, err := start(path, stderr)
+	if err != nil {
+		return err
+	}
+	s.log.Info("started", "version", buildVersion(), "proxy", s.proxyAt.String(), "admin", address(s.adminAt),
+		"config", c.Path, "revision", c.Revision, "ca_bundle", s.ca.BundlePath(), "ca_fingerprint_sha256", s.ca.Fingerprint())
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-hangup:
+			if err := s.audit.Reopen(); err != nil {
+				s.log.Error("audit file not reopened, the old one is kept", "err", err)
+			}
+		case err := <-s.failed:
+			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
+			defer cancel()
+			return errors.Join(err, s.stop(drain))
+		case <-ctx.Done():
+			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(), "drain_timeout", c.Proxy.DrainTimeout)
+			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
+			defer cancel()
+			if err := s.stop(drain); errors.Is(err, context.DeadlineExceeded) {
+				s.log.Warn("stopped, transfers that took longer than drain_timeout were cut")
+			} else if err != nil {
+				return fmt.Errorf("stop: %w", err)
+			}
+			s.log.Info("stopped")
+			return nil
+		}
+	}
+}
+
+// startForDemo serves the demo's config until the demo stops it.
+func startForDemo(ctx context.Context, path string, stderr io.Writer) (*demo.Running, error) {
+	s, c, err := start(path, stderr)
+	if err != nil {
+		return nil, err
+	}
+	return &demo.Running{
+		ProxyAddr: s.proxyAt.String(), AdminAddr: address(s.adminAt), CAFile: s.ca.BundlePath(),
+		Stop: func() error {
+			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
+			defer cancel()
+			return s.stop(drain)
+		},
+	}, nil
+}
+
+func address(a net.Addr) string {
+	if a == nil {
+		return "off"
+	}
+	return a.String()
+}
+
+// auditTarget resolves a file path against the config's folder.
+func auditTarget(c *rules.Config) string {
+	switch t := c.Log.Audit; {
+	case t == "stderr" || t == "stdout" || t == "off" || filepath.IsAbs(t):
+		return t
+	default:
+		return filepath.Join(filepath.Dir(c.Path), t)
+	}
+}
+
+func newLogger(l rules.Log, w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(l.Level)) // checked at load
+	o := &slog.HandlerOptions{Level: level}
+	if l.Format == "text" || l.Format == "auto" && isTerminal(w) {
+		return slog.New(slog.NewTextHandler(w, o))
+	}
+	return slog.New(slog.NewJSONHandler(w, o))
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := strings.Trim(info.Main.Version, "()")
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && v == "devel" {
+			return "devel-" + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return v
+}

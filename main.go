@@ -120,7 +120,7 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				Name: "run", Usage: "serve as Orthanc's HttpProxy until SIGTERM",
 				UsageText: name + " run --config gateway.toml",
 				Flags:     []cli.Flag{config}, OnUsageError: badFlag("run"),
-				Action: func(c *cli.Context) error { return serve(c.Context, c.String("config"), stdout, stderr) },
+				Action: func(c *cli.Context) error { return serve(c.Context, c.String("config"), stderr) },
 			},
 			{
 				Name: "demo", Usage: "show the whole job with an embedded provider and DICOMweb server",
@@ -199,7 +199,7 @@ type service struct {
 }
 
 // start loads and builds everything, and only then listens.
-func start(path string, stderr io.Writer) (*service, *rules.Config, error) {
+func start(ctx context.Context, path string, stderr io.Writer) (*service, *rules.Config, error) {
 	c, err := rules.Load(path, os.LookupEnv)
 	if err != nil {
 		return nil, nil, err
@@ -211,29 +211,36 @@ func start(path string, stderr io.Writer) (*service, *rules.Config, error) {
 	if s.audit, err = audit.Open(auditTarget(c)); err != nil {
 		return nil, nil, err
 	}
-	proxyLn, err := net.Listen("tcp", c.Proxy.Listen)
-	if err != nil {
-		return nil, nil, fmt.Errorf("proxy.listen: %w", err)
-	}
-	var adminLn net.Listener
-	if c.Admin.Listen != "" {
-		if adminLn, err = net.Listen("tcp", c.Admin.Listen); err != nil {
-			proxyLn.Close()
-			return nil, nil, fmt.Errorf("admin.listen: %w", err)
-		}
-	}
 	if s.gateway, err = gateway.New(gateway.Options{Config: c, CA: s.ca, Log: s.log, Audit: s.audit}); err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, s.audit.Close())
 	}
-	s.proxyAt = proxyLn.Addr()
-	go func() { s.failed <- s.gateway.Serve(proxyLn) }()
-	if adminLn != nil {
-		s.adminAt = adminLn.Addr()
-		s.gateway.Protect(s.adminAt)
-		s.admin = admin.New(admin.Options{Gateway: s.gateway, CA: s.ca, Admin: c.Admin, Version: buildVersion(), Log: s.log})
-		go func() { s.failed <- s.admin.Serve(adminLn) }()
+	if err := s.listen(ctx, c); err != nil {
+		return nil, nil, errors.Join(err, s.stop(ctx))
 	}
 	return s, c, nil
+}
+
+// listen opens both listeners before either serves.
+func (s *service) listen(ctx context.Context, c *rules.Config) error {
+	var config net.ListenConfig
+	proxy, err := config.Listen(ctx, "tcp", c.Proxy.Listen)
+	if err != nil {
+		return fmt.Errorf("proxy.listen: %w", err)
+	}
+	if c.Admin.Listen != "" {
+		ln, err := config.Listen(ctx, "tcp", c.Admin.Listen)
+		if err != nil {
+			proxy.Close()
+			return fmt.Errorf("admin.listen: %w", err)
+		}
+		s.adminAt = ln.Addr()
+		s.gateway.Protect(s.adminAt)
+		s.admin = admin.New(admin.Options{Gateway: s.gateway, CA: s.ca, Admin: c.Admin, Version: buildVersion(), Log: s.log})
+		go func() { s.failed <- s.admin.Serve(ln) }()
+	}
+	s.proxyAt = proxy.Addr()
+	go func() { s.failed <- s.gateway.Serve(proxy) }()
+	return nil
 }
 
 // stop drains the gateway and closes everything, readiness last.
@@ -246,8 +253,8 @@ func (s *service) stop(ctx context.Context) error {
 }
 
 // serve is the run command.
-func serve(ctx context.Context, path string, _, stderr io.Writer) error {
-	s, c, err := start(path, stderr)
+func serve(ctx context.Context, path string, stderr io.Writer) error {
+	s, c, err := start(ctx, path, stderr)
 	if err != nil {
 		return err
 	}
@@ -283,7 +290,7 @@ func serve(ctx context.Context, path string, _, stderr io.Writer) error {
 
 // startForDemo serves the demo's config until the demo stops it.
 func startForDemo(ctx context.Context, path string, stderr io.Writer) (*demo.Running, error) {
-	s, c, err := start(path, stderr)
+	s, c, err := start(ctx, path, stderr)
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func connOf(ctx context.Context) *clientConn {
 func (c *clientConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if err != nil && !errors.Is(err, net.ErrClosed) {
-		if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
+		if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
 			c.eof.Store(true)
 		}
 	}

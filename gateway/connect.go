@@ -105,7 +105,7 @@ func (x *exchange) terminate(overload bool) {
 	x.silent = true // the requests inside are what is recorded
 	ctx := context.WithValue(x.in.Context(), dispatchKey{}, func(client net.Conn) {
 		t := &tunnel{authority: x.authority, client: x.record.Client, user: x.record.ProxyUser, overloaded: overload}
-		x.g.handshake(client, t, x.snap.config.Proxy.HeaderTimeout)
+		x.g.handshake(x.in.Context(), client, t, x.snap.config.Proxy.HeaderTimeout)
 	})
 	x.g.connect.ServeHTTP(&hijackWriter{x.w}, x.in.WithContext(ctx))
 }
@@ -136,7 +136,7 @@ func (h *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	ahead, err := rw.Reader.Peek(rw.Reader.Buffered())
+	ahead, err := rw.Peek(rw.Reader.Buffered())
 	if err != nil {
 		c.Close()
 		return nil, nil, err
@@ -145,7 +145,7 @@ func (h *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 // handshake ends the client's TLS and passes the connection on.
-func (g *Gateway) handshake(client net.Conn, t *tunnel, timeout time.Duration) {
+func (g *Gateway) handshake(ctx context.Context, client net.Conn, t *tunnel, timeout time.Duration) {
 	_ = client.SetDeadline(time.Now().Add(timeout))
 	if _, err := io.WriteString(client, established); err != nil {
 		client.Close()
@@ -164,7 +164,7 @@ func (g *Gateway) handshake(client net.Conn, t *tunnel, timeout time.Duration) {
 		NextProtos:             []string{"http/1.1"},
 		SessionTicketsDisabled: true, // Orthanc never resumes: making tickets is wasted work
 	})
-	if err := conn.Handshake(); err != nil {
+	if err := conn.HandshakeContext(ctx); err != nil {
 		g.handshakeFailed(client, heard, t, err)
 		client.Close()
 		return
@@ -192,8 +192,8 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 // since Orthanc itself never says why.
 func (g *Gateway) certificateRefused(t *tunnel, how string) {
 	g.stats.untrusted.Add(1)
-	g.log.Error("Orthanc does not trust this CA: set HttpsCACertificates to "+g.ca.BundlePath(),
-		"authority", t.authority.String(), "client", t.client, "reason", how)
+	g.log.Error("Orthanc does not trust this CA: set HttpsCACertificates to ca_bundle",
+		"ca_bundle", g.ca.BundlePath(), "authority", t.authority.String(), "client", t.client, "reason", how)
 }
 
 // lastBytes remembers the end of what was read. A client that refuses our
@@ -300,7 +300,7 @@ func connectThrough(c net.Conn, proxy *url.URL, a rules.Authority, timeout time.
 		return nil, err
 	}
 	br := bufio.NewReader(c)
-	resp, err := http.ReadResponse(br, req)
+	resp, err := http.ReadResponse(br, req) //nolint:bodyclose // what follows the head is the tunnel
 	if err != nil {
 		return nil, err
 	}

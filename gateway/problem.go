@@ -125,7 +125,7 @@ func (x *exchange) refuse(p problem) {
 func (x *exchange) logRefusal(p problem) {
 	switch p.code {
 	case tokenUnavailable, upstreamUnreachable, upstreamTLS, addressRefused, upstreamProtocol, upstreamTimeout, redirectRefused, overloaded:
-		x.g.log.Warn(answers[p.code].title, "code", p.code, "rule", x.record.Rule, "authority", x.record.Authority,
+		x.g.log.Warn("request not forwarded", "code", p.code, "title", answers[p.code].title, "rule", x.record.Rule, "authority", x.record.Authority,
 			"detail", p.detail, "hint", p.hint, "request_id", x.record.RequestID)
 	}
 }

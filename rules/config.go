@@ -6,6 +6,7 @@ package rules
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"orthanc-dicomweb-oauth/token"
@@ -147,12 +148,7 @@ func (r *Rule) Decision() Action {
 
 // Allows reports whether the rule lets the method through.
 func (r *Rule) Allows(method string) bool {
-	for _, m := range r.Methods {
-		if m == method {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(r.Methods, method)
 }
 
 // Host returns the rule's host in canonical form and whether it is a wildcard,

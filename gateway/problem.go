@@ -203,8 +203,8 @@ func classifyTLS(err error) (problem, bool) {
 		p.detail, p.hint = certificateReason(verify.Err), "nothing was sent; if the server has a private CA, name it in the rule's ca_file"
 		return p, true
 	}
-	if alert, ok := errors.AsType[tls.AlertError](err); ok {
-		p.detail, p.hint = "the server refused the handshake: "+alert.Error(), "it may demand a client certificate (client_cert, client_key) or another TLS version"
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // how crypto/tls names the other side's alert
+		p.detail, p.hint = "the server refused the handshake: "+op.Err.Error(), "it may demand a client certificate (client_cert, client_key) or another TLS version"
 		return p, true
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {

@@ -86,7 +86,7 @@ func checkEndpoint(report Report, key, raw string, insecure bool) {
 func endpointError(raw string, insecure bool) error {
 	u, err := url.Parse(raw)
 	switch {
-	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
+	case err != nil || u.Hostname() == "" || u.User != nil || u.Fragment != "":
 		return fmt.Errorf("is not a URL of a provider")
 	case u.Scheme == "https":
 		return nil

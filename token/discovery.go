@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -39,13 +40,18 @@ func (d *discovery) metadata(ctx context.Context) (*metadata, error) {
 	if found != nil && time.Now().Before(until) {
 		return found, nil
 	}
-	issuer := strings.TrimSuffix(d.issuer, "/")
-	found, err := d.fetch(ctx, issuer+"/.well-known/openid-configuration")
-	if err != nil && err.Status == http.StatusNotFound {
-		found, err = d.fetch(ctx, issuer+"/.well-known/oauth-authorization-server")
-	}
+	issuer, err := url.Parse(strings.TrimSuffix(d.issuer, "/"))
 	if err != nil {
-		return nil, err
+		return nil, &Error{Class: Permanent, Code: "discovery_failed", Key: "issuer", Hint: "check issuer: it is not a URL"}
+	}
+	found, failed := d.fetch(ctx, issuer.JoinPath(".well-known/openid-configuration"))
+	if failed != nil && failed.Status == http.StatusNotFound {
+		path := issuer.Path // RFC 8414 section 3.1: the well-known part comes before the issuer's path
+		issuer.Path = "/.well-known/oauth-authorization-server"
+		found, failed = d.fetch(ctx, issuer.JoinPath(path))
+	}
+	if failed != nil {
+		return nil, failed
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -59,8 +65,8 @@ func (d *discovery) forget() {
 	d.found = nil
 }
 
-func (d *discovery) fetch(ctx context.Context, url string) (*metadata, *Error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func (d *discovery) fetch(ctx context.Context, at *url.URL) (*metadata, *Error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
 		return nil, &Error{Class: Permanent, Code: "discovery_failed", Key: "issuer", Hint: "check issuer: it is not a URL"}
 	}
@@ -68,11 +74,11 @@ func (d *discovery) fetch(ctx context.Context, url string) (*metadata, *Error) {
 	resp, err := d.client.Do(req)
 	if err != nil {
 		e := networkError(err)
-		if e.Key == "token_endpoint" {
+		switch {
+		case e.Class == Permanent:
+			e.Key, e.Hint = "issuer", "check issuer: there is no discovery document below it"
+		case e.Key == "token_endpoint":
 			e.Key, e.Hint = "issuer", strings.ReplaceAll(e.Hint, "token_endpoint", "issuer")
-		}
-		if e.Status == http.StatusNotFound {
-			e.Hint = "check issuer: there is no discovery document below it"
 		}
 		return nil, e
 	}

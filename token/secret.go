@@ -19,16 +19,26 @@ const redacted = "[redacted]"
 // Secret is a string that no formatting verb, encoder or logger shows.
 // [Secret.Reveal] is the only way to its content. The zero value is the empty
 // secret.
-type Secret struct{ content string }
+type Secret struct {
+	// A pointer, because package fmt calls no method on what is inside an
+	// unexported field of another struct: it would print a string's content, of a
+	// pointer it prints the address.
+	content *string
+}
 
 // NewSecret returns content as a Secret.
-func NewSecret(content string) Secret { return Secret{content: content} }
+func NewSecret(content string) Secret { return Secret{content: &content} }
 
 // Reveal returns the content, to be put on the wire and nowhere else.
-func (s Secret) Reveal() string { return s.content }
+func (s Secret) Reveal() string {
+	if s.content == nil {
+		return ""
+	}
+	return *s.content
+}
 
 // Empty reports whether there is no content.
-func (s Secret) Empty() bool { return s.content == "" }
+func (s Secret) Empty() bool { return s.Reveal() == "" }
 
 // Format redacts under every verb of package fmt.
 func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }

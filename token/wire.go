@@ -103,7 +103,7 @@ func tokenAnswer(resp *http.Response, body []byte) ([]byte, error) {
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return nil, oddAnswer(resp, "the answer is JSON, but not an object")
 	}
-	if _, failed := answer["error"]; failed {
+	if answer["error"] != nil {
 		return nil, refusal(resp, body)
 	}
 	if value, _ := answer["access_token"].(string); value == "" {
@@ -116,10 +116,14 @@ func tokenAnswer(resp *http.Response, body []byte) ([]byte, error) {
 		e.Class = Permanent
 		return nil, e
 	}
-	answer[lifetimeKey] = answer["expires_in"]
-	delete(answer, "expires_in")
+	checked := map[string]any{lifetimeKey: answer["expires_in"]}
+	for _, name := range []string{"access_token", "token_type", "refresh_token", "scope"} {
+		if s, ok := answer[name].(string); ok { // nothing else, and in this spelling only: encoding/json ignores case
+			checked[name] = s
+		}
+	}
 	resp.Header.Set("Content-Type", "application/json")
-	return json.Marshal(answer)
+	return json.Marshal(checked)
 }
 
 // oddAnswer is an answer that no token server should give.
@@ -141,7 +145,7 @@ func refusal(resp *http.Response, body []byte) *Error {
 	switch {
 	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusServiceUnavailable && e.RetryAfter > 0:
 		e.Class, e.Hint = Throttled, "the provider asks to wait"
-	case resp.StatusCode >= 500:
+	case resp.StatusCode >= 500, resp.StatusCode == http.StatusRequestTimeout, resp.StatusCode == http.StatusTooEarly:
 		e.Class, e.Key = Transient, ""
 		e.Hint = "the provider has a problem of its own"
 	case e.Hint != "":
@@ -189,8 +193,10 @@ func networkError(err error) *Error {
 		e.Description = printable(verify.Err.Error())
 		return e
 	}
-	if alert, ok := errors.AsType[tls.AlertError](err); ok {
-		e.Code, e.Description = "provider_tls", alert.Error()
+	op, isOp := errors.AsType[*net.OpError](err)
+	if isOp && op.Op == "remote error" { // how crypto/tls names the other side's alert
+		e.Code, e.Hint = "provider_tls", "the provider refused the TLS handshake; it may want a client certificate or another TLS version"
+		e.Description = printable(op.Err.Error())
 		return e
 	}
 	var timeout interface{ Timeout() bool }
@@ -198,7 +204,7 @@ func networkError(err error) *Error {
 		e.Code, e.Hint = "provider_timeout", "the provider did not answer within request_timeout"
 		return e
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok {
+	if isOp {
 		e.Description = printable(op.Err.Error())
 	}
 	return e
@@ -207,8 +213,12 @@ func networkError(err error) *Error {
 // retryAfter reads Retry-After (RFC 9110 section 10.2.3), seconds or date.
 func retryAfter(resp *http.Response) time.Duration {
 	v := resp.Header.Get("Retry-After")
-	if s, err := strconv.Atoi(v); err == nil {
-		return time.Duration(max(0, min(s, int(maxRetryAfter/time.Second)))) * time.Second
+	if v != "" && strings.Trim(v, "0123456789") == "" {
+		s, err := strconv.Atoi(v)
+		if most := int(maxRetryAfter / time.Second); err != nil || s > most {
+			s = most
+		}
+		return time.Duration(s) * time.Second
 	}
 	if at, err := http.ParseTime(v); err == nil {
 		return max(0, time.Until(at))

@@ -274,7 +274,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 			defer cancel()
 			return errors.Join(err, s.stop(drain))
 		case <-ctx.Done():
-			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(), "drain_timeout", c.Proxy.DrainTimeout)
+			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(), "drain_timeout", c.Proxy.DrainTimeout.String())
 			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
 			defer cancel()
 			if err := s.stop(drain); errors.Is(err, context.DeadlineExceeded) {

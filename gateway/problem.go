@@ -121,10 +121,11 @@ func (x *exchange) refuse(p problem) {
 }
 
 // logRefusal writes what Orthanc will not show. What clients do wrong is for
-// the audit log alone.
+// the audit log alone, and of a missing token its source tells once, not at
+// each request.
 func (x *exchange) logRefusal(p problem) {
 	switch p.code {
-	case tokenUnavailable, upstreamUnreachable, upstreamTLS, addressRefused, upstreamProtocol, upstreamTimeout, redirectRefused, overloaded:
+	case upstreamUnreachable, upstreamTLS, addressRefused, upstreamProtocol, upstreamTimeout, redirectRefused, overloaded:
 		x.g.log.Warn("request not forwarded", "code", p.code, "title", answers[p.code].title, "rule", x.record.Rule, "authority", x.record.Authority,
 			"detail", p.detail, "hint", p.hint, "request_id", x.record.RequestID)
 	}

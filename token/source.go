@@ -240,7 +240,7 @@ func (s *Source) acquire() (*Token, *Error) {
 		if err.Class == Permanent || attempt >= s.life.MaxAttempts || time.Now().Add(wait).After(deadline) {
 			return nil, err
 		}
-		s.log.Debug("token request failed, trying again", "code", err.Code, "attempt", attempt, "wait", wait)
+		s.log.Debug("token request failed, trying again", "code", err.Code, "attempt", attempt, "wait", wait.String())
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -338,7 +338,7 @@ func (s *Source) logFailure(err *Error, hold time.Duration, now time.Time) {
 	level := slog.LevelError
 	attrs := []slog.Attr{
 		slog.String("code", err.Code), slog.String("class", err.Class.String()),
-		slog.String("hint", err.Hint), slog.Duration("next_attempt_in", hold),
+		slog.String("key", err.Key), slog.String("hint", err.Hint), slog.String("next_attempt_in", hold.Round(time.Millisecond).String()),
 	}
 	if err.Status != 0 {
 		attrs = append(attrs, slog.Int("status", err.Status))

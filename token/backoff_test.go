@@ -52,6 +52,28 @@ func TestPermanentFailureIsRetriedSeldomWithoutRequests(t *testing.T) {
 	})
 }
 
+// With requests it is looked at once a minute, also while a token is usable.
+func TestRequestsBringAMendedProviderBackSooner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := open(t, func(ctx context.Context, call int) (token.Token, error) {
+			if call == 2 {
+				return fails(permanent)(ctx, call)
+			}
+			return issue(call, time.Hour), nil
+		})
+		for len(p.calls()) < 2 {
+			time.Sleep(time.Second)
+		}
+		for range 68 {
+			atOnce(t, s)
+			time.Sleep(time.Second)
+		}
+		if got := atOnce(t, s).Generation(); got != 2 {
+			t.Errorf("generation %d a minute after the failure, want 2", got)
+		}
+	})
+}
+
 func TestTransientFailureIsRecoveredFromWithoutRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -130,7 +152,7 @@ func TestAcquisitionRetriesWithinItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, p := open(t, hangs)
 		asked := time.Now()
-		refused(t, s)
+		_ = refused(t, s)
 		if waited := time.Since(asked); waited > 20*time.Second {
 			t.Errorf("waited %v, want at most 20 s", waited)
 		}
@@ -138,9 +160,20 @@ func TestAcquisitionRetriesWithinItself(t *testing.T) {
 			t.Errorf("%d calls, want 3 at most", n)
 		}
 	})
+	// A provider that hangs once has not used up the time for the second attempt.
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := open(t, once(hangs, issues(0, time.Hour)))
+		asked := time.Now()
+		if _, err := s.Token(t.Context()); err != nil {
+			t.Fatalf("Token: %v", err)
+		}
+		if waited := time.Since(asked); waited < 10*time.Second || waited > 11*time.Second {
+			t.Errorf("waited %v, want one request timeout and a pause", waited)
+		}
+	})
 	synctest.Test(t, func(t *testing.T) {
 		s, p := open(t, fails(transient))
-		refused(t, s)
+		_ = refused(t, s)
 		if n := len(p.calls()); n != 3 {
 			t.Errorf("%d calls in one acquisition, want 3", n)
 		}

@@ -92,14 +92,24 @@ func TestTokenRequestOnTheWire(t *testing.T) {
 	}
 }
 
+// TestMain sets a proxy before anything can read the environment, which
+// net/http does once.
+func TestMain(m *testing.M) {
+	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
+		_ = os.Setenv(name, "http://proxy.test:9")
+	}
+	m.Run()
+}
+
 // The environment's proxy may be this very gateway, and the secret is not for it.
 func TestProxyOfTheEnvironmentIsNotUsed(t *testing.T) {
-	t.Setenv("HTTPS_PROXY", "http://192.0.2.1:9")
-	t.Setenv("HTTP_PROXY", "http://192.0.2.1:9")
 	e := serve(t, answers(200, nil, goodAnswer))
 	c := e.settings()
-	c.TokenEndpoint = strings.Replace(c.TokenEndpoint, "127.0.0.1", "example.com", 1) // no proxy is ever used for loopback
-	a, err := c.Acquirer(token.Env{Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	c.TokenEndpoint = "https://example.com/token" // no proxy is ever used for loopback
+	a, err := c.Acquirer(token.Env{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address != "example.com:443" {
+			t.Errorf("dialled %q, want the provider", address)
+		}
 		return new(net.Dialer).DialContext(ctx, network, e.Listener.Addr().String())
 	}})
 	if err != nil {
@@ -125,7 +135,7 @@ func TestConfiguredProxyIsUsed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := failure(t, t.Context(), a); got.Code != "provider_unreachable" || dialled != "proxy.test:8080" {
+	if got := failure(t.Context(), t, a); got.Code != "provider_unreachable" || dialled != "proxy.test:8080" {
 		t.Errorf("dialled %q, %+v, want the proxy", dialled, got)
 	}
 }
@@ -164,7 +174,7 @@ func TestLifeOfTheTokenAsProvidersSpellIt(t *testing.T) {
 			e := serve(t, answers(200, nil, `{"access_token":"`+accessToken+`","token_type":"Bearer"`+row.member+`}`))
 			if row.bad {
 				want := token.Error{Class: token.Transient, Code: "provider_answer", Hint: "the provider's expires_in is not a life that a token can have"}
-				if diff := cmp.Diff(want, failure(t, t.Context(), build(t, e.settings()))); diff != "" {
+				if diff := cmp.Diff(want, failure(t.Context(), t, build(t, e.settings()))); diff != "" {
 					t.Errorf("error (-want +got):\n%s", diff)
 				}
 				return
@@ -241,7 +251,7 @@ func TestSecretFileIsReadAtEachAttempt(t *testing.T) {
 		if err := spoil(); err != nil {
 			t.Fatal(err)
 		}
-		got := failure(t, t.Context(), a)
+		got := failure(t.Context(), t, a)
 		if got.Class != token.Transient || got.Code != "secret_unreadable" || got.Key != "client_secret" || !strings.Contains(got.Hint, "client_secret_file") {
 			t.Errorf("%s file: %+v, want secret_unreadable that names client_secret_file", name, got)
 		}
@@ -256,13 +266,13 @@ func TestUntrustedCertificateNamesCAFile(t *testing.T) {
 	e := serve(t, answers(200, nil, goodAnswer))
 	c := e.settings()
 	c.CAFile = ""
-	got := failure(t, t.Context(), build(t, c))
+	got := failure(t.Context(), t, build(t, c))
 	if got.Class != token.Transient || got.Code != "provider_tls" || got.Key != "ca_file" || !strings.Contains(got.Hint, "check ca_file") || got.Description == "" {
 		t.Errorf("%+v, want provider_tls that names ca_file", got)
 	}
 	c = e.settings() // a certificate for another host
 	c.TokenEndpoint = strings.Replace(c.TokenEndpoint, "127.0.0.1", "localhost", 1)
-	if got := failure(t, t.Context(), build(t, c)); got.Code != "provider_tls" || got.Key != "ca_file" {
+	if got := failure(t.Context(), t, build(t, c)); got.Code != "provider_tls" || got.Key != "ca_file" {
 		t.Errorf("%+v, want provider_tls that names ca_file", got)
 	}
 	if n := len(e.requests()); n != 0 {
@@ -275,7 +285,7 @@ func TestUntrustedCertificateNamesCAFile(t *testing.T) {
 func TestAlertOfTheProviderIsATLSError(t *testing.T) {
 	e := serve(t, answers(200, nil, goodAnswer))
 	e.TLS.ClientAuth = tls.RequireAnyClientCert
-	got := failure(t, t.Context(), build(t, e.settings()))
+	got := failure(t.Context(), t, build(t, e.settings()))
 	if got.Code != "provider_tls" {
 		t.Errorf("%+v, want provider_tls", got)
 	}
@@ -308,7 +318,7 @@ func TestUnreachableProviderIsTransient(t *testing.T) {
 				Class: token.Transient, Code: "provider_unreachable", Description: row.description,
 				Key: "token_endpoint", Hint: "check token_endpoint, the network and DNS",
 			}
-			if diff := cmp.Diff(want, failure(t, t.Context(), a)); diff != "" {
+			if diff := cmp.Diff(want, failure(t.Context(), t, a)); diff != "" {
 				t.Errorf("error (-want +got):\n%s", diff)
 			}
 		})
@@ -322,13 +332,14 @@ func TestSlowProviderIsATimeout(t *testing.T) {
 			_, _ = fmt.Fprint(w, `{"access_token":"`+accessToken)
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
+			panic(http.ErrAbortHandler) // else the server would end the body in good order
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := serve(t, handler)
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
-			got := failure(t, ctx, build(t, e.settings()))
+			got := failure(ctx, t, build(t, e.settings()))
 			if got.Class != token.Transient || got.Code != "provider_timeout" || !strings.Contains(got.Hint, "request_timeout") {
 				t.Errorf("%+v, want provider_timeout that names request_timeout", got)
 			}

@@ -70,7 +70,6 @@ func (d *discovery) fetch(ctx context.Context, at *url.URL) (*metadata, *Error) 
 	if err != nil {
 		return nil, &Error{Class: Permanent, Code: "discovery_failed", Key: "issuer", Hint: "check issuer: it is not a URL"}
 	}
-	req.Header.Set("Accept", "application/json")
 	resp, err := d.client.Do(req)
 	if err != nil {
 		e := networkError(err)

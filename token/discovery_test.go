@@ -123,7 +123,7 @@ func TestMissingTokenEndpointForgetsTheDocument(t *testing.T) {
 	delete(bodies, "/here/token")
 	bodies["/there/token"] = goodAnswer
 	bodies[openIDPath] = `{"issuer":"ISSUER","token_endpoint":"ISSUER/there/token"}`
-	if got := failure(t, t.Context(), a); got.Status != 404 || got.Code != "provider_answer" {
+	if got := failure(t.Context(), t, a); got.Status != 404 || got.Code != "provider_answer" {
 		t.Errorf("%+v, want provider_answer with 404", got)
 	}
 	if _, err := a.Acquire(t.Context()); err != nil {
@@ -147,7 +147,6 @@ func TestIssuerWithATrailingSlashKeepsIt(t *testing.T) {
 }
 
 func TestBadDiscoveryDocumentsAreRefusedBeforeTheSecretIsSent(t *testing.T) {
-	const secondTry = "GET " + oauthPath
 	for _, row := range []struct {
 		name, body string
 		code, hint string
@@ -170,7 +169,7 @@ func TestBadDiscoveryDocumentsAreRefusedBeforeTheSecretIsSent(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			e, c := issuer(t, map[string]string{openIDPath: row.body})
-			got := failure(t, t.Context(), build(t, c))
+			got := failure(t.Context(), t, build(t, c))
 			if got.Class != row.class || got.Code != row.code || !strings.Contains(got.Hint, row.hint) || row.code == "discovery_failed" && got.Key != "issuer" {
 				t.Errorf("%+v, want %v %s at issuer with %q", got, row.class, row.code, row.hint)
 			}
@@ -184,7 +183,7 @@ func TestBadDiscoveryDocumentsAreRefusedBeforeTheSecretIsSent(t *testing.T) {
 func TestFailuresOfDiscoveryNameTheIssuer(t *testing.T) {
 	t.Run("no document", func(t *testing.T) {
 		_, c := issuer(t, nil)
-		got := failure(t, t.Context(), build(t, c))
+		got := failure(t.Context(), t, build(t, c))
 		want := token.Error{Class: token.Permanent, Code: "provider_answer", Status: 404, Key: "issuer", Hint: "check issuer: there is no discovery document below it"}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("error (-want +got):\n%s", diff)
@@ -196,7 +195,7 @@ func TestFailuresOfDiscoveryNameTheIssuer(t *testing.T) {
 			c := e.settings()
 			c.TokenEndpoint, c.Issuer = "", e.URL
 			// No secret was sent, so it cannot be wrong.
-			if got := failure(t, t.Context(), build(t, c)); got.Key != "issuer" || strings.Contains(got.Hint, "client_secret") {
+			if got := failure(t.Context(), t, build(t, c)); got.Key != "issuer" || strings.Contains(got.Hint, "client_secret") {
 				t.Errorf("%+v, want the key issuer", got)
 			}
 		})
@@ -205,14 +204,14 @@ func TestFailuresOfDiscoveryNameTheIssuer(t *testing.T) {
 		e := serve(t, answers(429, http.Header{"Retry-After": {"7"}}, planted))
 		c := e.settings()
 		c.TokenEndpoint, c.Issuer = "", e.URL
-		if got := failure(t, t.Context(), build(t, c)); got.Class != token.Throttled || got.RetryAfter.Seconds() != 7 {
+		if got := failure(t.Context(), t, build(t, c)); got.Class != token.Throttled || got.RetryAfter.Seconds() != 7 {
 			t.Errorf("%+v, want throttled for 7 s", got)
 		}
 	})
 	t.Run("unreachable", func(t *testing.T) {
 		e, c := issuer(t, nil)
 		e.Close()
-		if got := failure(t, t.Context(), build(t, c)); got.Code != "provider_unreachable" || got.Key != "issuer" || strings.Contains(got.Hint, "token_endpoint") {
+		if got := failure(t.Context(), t, build(t, c)); got.Code != "provider_unreachable" || got.Key != "issuer" || strings.Contains(got.Hint, "token_endpoint") {
 			t.Errorf("%+v, want provider_unreachable that names issuer only", got)
 		}
 	})

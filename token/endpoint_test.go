@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -79,9 +80,7 @@ func (e *endpoint) settings() *token.ClientCredentials {
 func answers(status int, header http.Header, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		for name, values := range header {
-			w.Header()[name] = values
-		}
+		maps.Copy(w.Header(), header)
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, body)
 	}
@@ -121,7 +120,7 @@ func acquire(t *testing.T, c token.Settings) token.Token {
 
 // failure makes one attempt, which must fail with an *Error that shows nothing
 // of what was sent or received.
-func failure(t *testing.T, ctx context.Context, a token.Acquirer) token.Error {
+func failure(ctx context.Context, t *testing.T, a token.Acquirer) token.Error {
 	t.Helper()
 	got, err := a.Acquire(ctx)
 	if err == nil {

@@ -21,7 +21,7 @@ import (
 // A seed fixes what provider and callers do. The jitter of the source and the
 // order of goroutines stay free, so run a failing seed more than once.
 func TestInvariantsHoldForAnyProviderAndAnyCallers(t *testing.T) {
-	const seeds = 400
+	const seeds = 300
 	var total struct{ calls, served, rejects int }
 	for seed := range uint64(seeds) {
 		synctest.Test(t, func(t *testing.T) {

@@ -101,7 +101,7 @@ func TestRejectedTokenIsNeverServedAgain(t *testing.T) {
 			t.Fatal("Reject promised no other token")
 		}
 		for range 100 {
-			refused(t, s)
+			_ = refused(t, s)
 			time.Sleep(time.Second)
 		}
 		if got := s.Status().State; got != token.Unusable {
@@ -169,6 +169,23 @@ func TestThreeFreshTokensRefusedInARowAreNotTheTokensFault(t *testing.T) {
 		refuse()
 		refuse()
 		state(token.Fresh) // counted anew
+	})
+}
+
+// While the limit keeps a refused token in use, each further 401 is the same news.
+func TestOneTokenRefusedOftenCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := open(t, issues(0, time.Hour))
+		synctest.Wait()
+		s.Reject(1)
+		synctest.Wait()
+		for range 20 {
+			s.Reject(2)
+			time.Sleep(time.Second)
+		}
+		if got := s.Status().State; got != token.Fresh {
+			t.Errorf("state %q after two refused tokens, want fresh", got)
+		}
 	})
 }
 

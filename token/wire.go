@@ -63,6 +63,8 @@ type guard struct{ base http.RoundTripper }
 
 // RoundTrip implements [http.RoundTripper].
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("Accept", "application/json") // GitHub and others answer with a form otherwise
 	resp, err := g.base.RoundTrip(req)
 	if err != nil {
 		return nil, networkError(err)

@@ -73,7 +73,7 @@ func TestAnswersThatNoTokenServerShouldGive(t *testing.T) {
 				status = 200
 			}
 			e := serve(t, answers(status, row.header, row.body))
-			got := failure(t, t.Context(), build(t, e.settings()))
+			got := failure(t.Context(), t, build(t, e.settings()))
 			if !strings.Contains(got.Hint, row.hint) {
 				t.Errorf("hint %q, want %q in it", got.Hint, row.hint)
 			}
@@ -92,7 +92,7 @@ func TestConnectionThatBreaksWithinTheAnswerIsTransient(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	})
-	if got := failure(t, t.Context(), build(t, e.settings())); got.Class != token.Transient || got.Code != "provider_unreachable" {
+	if got := failure(t.Context(), t, build(t, e.settings())); got.Class != token.Transient || got.Code != "provider_unreachable" {
 		t.Errorf("%+v, want a transient provider_unreachable", got)
 	}
 }
@@ -108,13 +108,13 @@ func TestRedirectIsNeverFollowed(t *testing.T) {
 				Class: token.Transient, Code: "provider_answer", Status: status,
 				Hint: "the provider answers with a redirect, which is never followed; give its final URL",
 			}
-			if diff := cmp.Diff(want, failure(t, t.Context(), build(t, c))); diff != "" {
+			if diff := cmp.Diff(want, failure(t.Context(), t, build(t, c))); diff != "" {
 				t.Errorf("%d, %s (-want +got):\n%s", status, auth, diff)
 			}
 		}
 		c := first.settings()
 		c.TokenEndpoint, c.Issuer = "", first.URL
-		failure(t, t.Context(), build(t, c))
+		failure(t.Context(), t, build(t, c))
 		if n := len(second.requests()); n != 0 {
 			t.Errorf("%d: the second server got %d requests, want none", status, n)
 		}
@@ -172,7 +172,7 @@ func TestRefusalsNameTheClassAndTheKey(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			e := serve(t, answers(row.status, row.header, row.body))
-			got := failure(t, t.Context(), build(t, e.settings()))
+			got := failure(t.Context(), t, build(t, e.settings()))
 			if !strings.Contains(got.Hint, row.want.Hint) || got.Hint == "" {
 				t.Errorf("hint %q, want %q in it", got.Hint, row.want.Hint)
 			}
@@ -192,7 +192,7 @@ func TestRetryAfterAsADate(t *testing.T) {
 		e := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			answers(status, http.Header{"Retry-After": {time.Now().Add(90 * time.Second).UTC().Format(http.TimeFormat)}}, "")(w, r)
 		})
-		got := failure(t, t.Context(), build(t, e.settings()))
+		got := failure(t.Context(), t, build(t, e.settings()))
 		if got.Class != token.Throttled || got.RetryAfter < 60*time.Second || got.RetryAfter > 90*time.Second {
 			t.Errorf("%d: %v for %v, want throttled for 90 s", status, got.Class, got.RetryAfter)
 		}

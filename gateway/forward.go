@@ -99,19 +99,6 @@ func (x *exchange) roundTrip(out *http.Request) (*http.Response, error) {
 
 // attempt is one request to the upstream.
 func (x *exchange) attempt(out *http.Request) (*http.Response, error) {
-	generation := uint64(0)
-	if x.source != nil {
-		t, err := x.source.Token(out.Context())
-		if err != nil {
-			if ctxErr := context.Cause(out.Context()); ctxErr != nil {
-				return nil, ctxErr
-			}
-			return nil, &refusal{unavailable(x.snap.config.Profiles[x.rule.Profile], err)}
-		}
-		t.Apply(out.Header)
-		generation = t.Generation()
-		x.record.TokenAge = t.Age().Seconds()
-	}
 	if x.body != nil {
 		body, ok := x.body.attempt()
 		if !ok {
@@ -124,6 +111,21 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, error) {
 			}
 			return nil, errDetached
 		}
+	}
+	generation := uint64(0)
+	if x.source != nil {
+		t, err := x.source.Token(out.Context())
+		if err == nil {
+			err = t.Apply(out)
+		}
+		if err != nil {
+			if ctxErr := context.Cause(out.Context()); ctxErr != nil {
+				return nil, ctxErr
+			}
+			return nil, &refusal{unavailable(x.snap.config.Profiles[x.rule.Profile], err)}
+		}
+		generation = t.Generation()
+		x.record.TokenAge = t.Age().Seconds()
 	}
 	x.record.Attempts++
 	resp, err := x.snap.upstream(x.rule).transport.RoundTrip(out.WithContext(bare{out.Context()}))

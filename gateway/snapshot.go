@@ -25,8 +25,9 @@ type snapshot struct {
 
 // upstreamKey is what tells one pool of upstream connections from another.
 type upstreamKey struct {
-	ca, cert, key token.File
-	networks      string
+	ca, cert token.File
+	key      token.PrivateFile
+	networks string
 }
 
 func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapshot, error) {

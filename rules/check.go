@@ -84,7 +84,7 @@ func (d *decoder) listenAddress(key, address string) (loopback bool) {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		d.problem(key, fmt.Sprintf("%q is not host:port", address), `write "127.0.0.1:3128"`)
+		d.problem(key, fmt.Sprintf("%q is not host:port", address), `write it as "127.0.0.1:PORT"`)
 		return true
 	}
 	ip, err := netip.ParseAddr(host)
@@ -139,6 +139,8 @@ func (d *decoder) checkRule(key string, r *Rule, c *Config) {
 	d.oneOf(key+".action", string(r.Action), string(Inject), string(Pass), string(Deny))
 	d.oneOf(key+".mode", r.Mode, "enforce", "report")
 	switch {
+	case !slices.Contains([]Action{Inject, Pass, Deny}, r.Action):
+		r.Action = Inject // a typo; what would follow from it is no news
 	case r.Action == Inject && r.Profile == "":
 		d.problem(key+".profile", "is missing", "name the [profile.NAME] whose credential this rule injects")
 	case r.Action != Inject && r.Profile != "":
@@ -246,7 +248,7 @@ func (d *decoder) certPool(key string, f token.File) {
 	}
 }
 
-func (d *decoder) keyPair(key string, cert, priv token.File) {
+func (d *decoder) keyPair(key string, cert token.File, priv token.PrivateFile) {
 	if cert == "" || priv == "" {
 		return
 	}
@@ -262,6 +264,9 @@ func (d *decoder) checkModes(c *Config) {
 			d.problem(f.key, err.Error(), "the file must exist and hold the secret")
 			continue
 		}
+		d.checkMode(f.key, f.path, c)
+	}
+	for _, f := range d.private {
 		d.checkMode(f.key, f.path, c)
 	}
 	for _, key := range d.inClear {

@@ -37,8 +37,8 @@ type Proxy struct {
 	Listen string `toml:"listen"`
 	// TLSCert and TLSKey, PEM files, serve the proxy itself over TLS, for an
 	// https:// HttpProxy. Both or none.
-	TLSCert token.File `toml:"tls_cert"`
-	TLSKey  token.File `toml:"tls_key"`
+	TLSCert token.File        `toml:"tls_cert"`
+	TLSKey  token.PrivateFile `toml:"tls_key"`
 	// Username and Password ask clients for Basic proxy authentication, as in
 	// http://user:pass@host:3128. Both or none.
 	Username string             `toml:"username"`
@@ -127,8 +127,8 @@ type Rule struct {
 	// CAFile is trusted for this upstream instead of the system roots.
 	CAFile token.File `toml:"ca_file"`
 	// ClientCert and ClientKey authenticate to this upstream (mutual TLS).
-	ClientCert token.File `toml:"client_cert"`
-	ClientKey  token.File `toml:"client_key"`
+	ClientCert token.File        `toml:"client_cert"`
+	ClientKey  token.PrivateFile `toml:"client_key"`
 	// AllowNetworks permits address ranges that are otherwise refused:
 	// loopback, link-local, cloud metadata.
 	AllowNetworks []netip.Prefix `toml:"allow_networks"`

@@ -23,13 +23,20 @@ type decoder struct {
 	lines    map[string]int
 	problems Problems
 	inClear  []string     // keys whose secret stands in the file itself
-	files    []secretFile // files that hold a secret
+	files    []secretFile // files that hold a secret of ours to read
+	private  []secretFile // files that hold a secret in a format of their own
+	decoded  int          // how many of the problems are from decoding
 }
 
 // secretFile is a file with a secret in it, and the key that names it.
 type secretFile struct{ key, path string }
 
 func (d *decoder) problem(key, what, hint string) {
+	for _, p := range d.problems[:d.decoded] {
+		if p.Key != "" && strings.TrimSuffix(p.Key, "_file") == key {
+			return // what did not decode is not "missing" as well
+		}
+	}
 	line, parent := d.lines[key], key
 	for line == 0 && parent != "" { // a missing key is reported at its table
 		parent = parent[:max(0, strings.LastIndexAny(parent, ".["))]
@@ -97,6 +104,11 @@ func (d *decoder) value(key string, raw, dst any) {
 		if s, ok := d.str(key, raw); ok {
 			*dst = token.File(d.path(s))
 		}
+	case *token.PrivateFile:
+		if s, ok := d.str(key, raw); ok {
+			*dst = token.PrivateFile(d.path(s))
+			d.private = append(d.private, secretFile{key, d.path(s)})
+		}
 	case *time.Duration:
 		d.duration(key, raw, dst)
 	case *token.Strings:
@@ -111,7 +123,7 @@ func (d *decoder) value(key string, raw, dst any) {
 	case encoding.TextUnmarshaler:
 		if s, ok := d.str(key, raw); ok {
 			if err := dst.UnmarshalText([]byte(s)); err != nil {
-				d.problem(key, err.Error(), "")
+				d.problem(key, fmt.Sprintf("%q is not a network", s), `write it as "10.1.2.0/24", or a single address as "10.1.2.3/32"`)
 			}
 		}
 	default:

@@ -34,9 +34,11 @@ func TestSourceAcquiresBeforeTheFirstRequest(t *testing.T) {
 		if got.Age() != time.Minute {
 			t.Errorf("Age is %v, want 1m", got.Age())
 		}
-		h := http.Header{"Authorization": {"Basic x", "Basic y"}}
-		got.Apply(h)
-		if diff := cmp.Diff(http.Header{"Authorization": {"Bearer token-1"}}, h); diff != "" {
+		r := &http.Request{Header: http.Header{"Authorization": {"Basic x", "Basic y"}}}
+		if err := got.Apply(r); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(http.Header{"Authorization": {"Bearer token-1"}}, r.Header); diff != "" {
 			t.Errorf("header (-want +got):\n%s", diff)
 		}
 		if n := len(p.calls()); n != 1 {

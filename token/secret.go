@@ -116,5 +116,9 @@ func (f File) CertPool() (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// PrivateFile is a [File] whose content must stay secret, such as a private key.
+// Other users of the machine must not be able to read it.
+type PrivateFile string
+
 // Strings is a list of strings that a config may also give as one string.
 type Strings []string

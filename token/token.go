@@ -10,6 +10,7 @@
 package token
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -17,9 +18,9 @@ import (
 	"time"
 )
 
-// Token is one acquired access token. It is immutable.
+// Token is one acquired credential, mostly an access token. It is immutable.
 type Token struct {
-	// Value is the access token itself (RFC 6750).
+	// Value is the access token itself (RFC 6750), or whatever else goes into a header.
 	Value Secret
 	// Expires is the end of its life, counted from before it was asked for. The
 	// zero value stands for "not said": the default lifetime is assumed.
@@ -28,15 +29,30 @@ type Token struct {
 	// example that fewer scopes were granted than asked for.
 	Warning string
 
+	header string                    // where Value goes; empty: Authorization
+	scheme string                    // before Value in Authorization; empty: Bearer
+	sign   func(*http.Request) error // instead of a header, for credentials that sign each request
+
 	acquired   time.Time
 	generation uint64
 	refreshAt  time.Time
 	usableTill time.Time
 }
 
-// Apply puts the token on a request, in place of any Authorization it has.
-func (t *Token) Apply(h http.Header) {
-	h["Authorization"] = []string{"Bearer " + t.Value.Reveal()}
+// Apply puts the credential on a request that is otherwise ready to go out, in
+// place of any Authorization it has. A signing credential may read the body and
+// replace it by an equal one.
+func (t *Token) Apply(r *http.Request) error {
+	delete(r.Header, "Authorization")
+	switch {
+	case t.sign != nil:
+		return t.sign(r)
+	case t.header != "":
+		r.Header.Set(t.header, t.Value.Reveal())
+	default:
+		r.Header["Authorization"] = []string{cmp.Or(t.scheme, "Bearer") + " " + t.Value.Reveal()}
+	}
+	return nil
 }
 
 // Age returns how long ago the token was acquired.
@@ -114,14 +130,29 @@ type Env struct {
 	Proxy *url.URL
 }
 
-// Types returns the profile types, in the order of the documentation.
-func Types() []string { return []string{"client_credentials"} }
+// types are the profile types, in the order of the documentation.
+var types = [...]struct {
+	name string
+	make func() Settings
+}{
+	{"client_credentials", func() Settings { return &ClientCredentials{} }},
+}
+
+// Types returns the names of the profile types.
+func Types() []string {
+	var names []string
+	for _, t := range types {
+		names = append(names, t.name)
+	}
+	return names
+}
 
 // NewSettings returns empty settings of a profile type, or nil if there is no such type.
 func NewSettings(typ string) Settings {
-	switch typ {
-	case "client_credentials":
-		return &ClientCredentials{}
+	for _, t := range types {
+		if t.name == typ {
+			return t.make()
+		}
 	}
 	return nil
 }

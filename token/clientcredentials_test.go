@@ -309,7 +309,7 @@ func TestUnreachableProviderIsTransient(t *testing.T) {
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			c := &token.ClientCredentials{TokenEndpoint: row.endpoint, ClientID: "client", ClientSecret: token.SecretValue(token.NewSecret(clientSecret))}
+			c := &token.ClientCredentials{OAuthClient: token.OAuthClient{TokenEndpoint: row.endpoint, ClientID: "client", ClientSecret: token.SecretValue(token.NewSecret(clientSecret))}}
 			a, err := c.Acquirer(token.Env{Dial: row.dial})
 			if err != nil {
 				t.Fatal(err)

@@ -18,6 +18,7 @@ const discoveryLife = time.Hour
 type discovery struct {
 	issuer   string
 	insecure bool
+	mtls     bool // prefer the endpoint for clients with certificates
 	client   *http.Client
 
 	mu    sync.Mutex
@@ -30,6 +31,10 @@ type metadata struct {
 	Issuer        string   `json:"issuer"`
 	TokenEndpoint string   `json:"token_endpoint"`
 	AuthMethods   []string `json:"token_endpoint_auth_methods_supported"`
+	// MTLS are the endpoints for clients with certificates (RFC 8705 section 5).
+	MTLS struct {
+		TokenEndpoint string `json:"token_endpoint"`
+	} `json:"mtls_endpoint_aliases"`
 }
 
 // metadata returns the provider's metadata, from memory if it was read lately.
@@ -91,6 +96,9 @@ func (d *discovery) fetch(ctx context.Context, at *url.URL) (*metadata, *Error) 
 	}
 	if m.Issuer != d.issuer {
 		return bad("the discovery document names another issuer; check issuer to the letter, a trailing slash counts")
+	}
+	if d.mtls && m.MTLS.TokenEndpoint != "" {
+		m.TokenEndpoint = m.MTLS.TokenEndpoint
 	}
 	if err := endpointError(m.TokenEndpoint, d.insecure); err != nil {
 		return bad("the discovery document's token_endpoint cannot be used: it " + err.Error())

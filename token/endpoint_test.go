@@ -69,9 +69,9 @@ func (e *endpoint) requests() []received {
 
 // settings are a profile for the server, to be changed by the test.
 func (e *endpoint) settings() *token.ClientCredentials {
-	c := &token.ClientCredentials{
+	c := &token.ClientCredentials{OAuthClient: token.OAuthClient{
 		TokenEndpoint: e.URL + "/token", ClientID: "client", ClientSecret: token.SecretValue(token.NewSecret(clientSecret)),
-	}
+	}}
 	c.CAFile = e.ca
 	return c
 }

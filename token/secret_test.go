@@ -57,7 +57,7 @@ func TestSecretIsShownByNothing(t *testing.T) {
 	const content = "hunter2-content"
 	secret := token.NewSecret(content)
 	held := token.Token{Value: secret, Warning: "w"}
-	settings := token.ClientCredentials{TokenEndpoint: "https://login.test/token", ClientID: "id", ClientSecret: token.SecretValue(secret)}
+	settings := token.ClientCredentials{OAuthClient: token.OAuthClient{TokenEndpoint: "https://login.test/token", ClientID: "id", ClientSecret: token.SecretValue(secret)}}
 	acquirer, err := settings.Acquirer(token.Env{})
 	if err != nil {
 		t.Fatal(err)

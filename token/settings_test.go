@@ -113,9 +113,9 @@ func TestCheckNamesEachMistake(t *testing.T) {
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			c := &token.ClientCredentials{
+			c := &token.ClientCredentials{OAuthClient: token.OAuthClient{
 				TokenEndpoint: "https://login.test/token", ClientID: "client", ClientSecret: token.SecretValue(token.NewSecret(clientSecret)),
-			}
+			}}
 			row.change(c)
 			var got []string
 			c.Check(func(key, problem, remedy string) {
@@ -164,7 +164,7 @@ func TestEachTypeHasSettings(t *testing.T) {
 }
 
 func TestAcquirerNeedsAReadableCAFile(t *testing.T) {
-	c := &token.ClientCredentials{TokenEndpoint: "https://login.test/token"}
+	c := &token.ClientCredentials{OAuthClient: token.OAuthClient{TokenEndpoint: "https://login.test/token"}}
 	c.CAFile = "/no/such/ca.pem"
 	if _, err := c.Acquirer(token.Env{}); err == nil || !strings.Contains(err.Error(), "ca_file") {
 		t.Errorf("Acquirer: %v, want an error that names ca_file", err)

@@ -136,6 +136,9 @@ var types = [...]struct {
 	make func() Settings
 }{
 	{"client_credentials", func() Settings { return &ClientCredentials{} }},
+	{"refresh_token", func() Settings { return &RefreshToken{} }},
+	{"jwt_bearer", func() Settings { return &JWTBearer{} }},
+	{"token_exchange", func() Settings { return &TokenExchange{} }},
 }
 
 // Types returns the names of the profile types.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync"
 
@@ -41,9 +42,10 @@ func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapsho
 	}
 	pools := map[upstreamKey]*upstream{}
 	pool := func(r *rules.Rule) (*upstream, error) {
-		key := upstreamKey{r.CAFile, r.ClientCert, r.ClientKey, fmt.Sprint(r.AllowNetworks)}
+		cert, private := clientCertificate(r, c.Profiles[r.Profile])
+		key := upstreamKey{r.CAFile, cert, private, fmt.Sprint(r.AllowNetworks)}
 		if pools[key] == nil {
-			up, err := newUpstream(r, c.Proxy, s.corporate, own)
+			up, err := newUpstream(key, r.AllowNetworks, c.Proxy, s.corporate, own)
 			if err != nil {
 				return nil, fmt.Errorf("rule %q: %w", r.Name, err)
 			}
@@ -101,23 +103,38 @@ type upstream struct {
 	dial      dialFunc
 }
 
-func newUpstream(r *rules.Rule, p rules.Proxy, corporate *url.URL, own *ownAddresses) (*upstream, error) {
+// clientCertificate returns what the gateway shows to a rule's upstream: the
+// rule's own, or the one that the profile's tokens are bound to.
+func clientCertificate(r *rules.Rule, p *rules.Profile) (token.File, token.PrivateFile) {
+	if r.ClientCert == "" && p != nil {
+		if b, ok := p.Settings.(interface {
+			BoundCertificate() (token.File, token.PrivateFile, bool)
+		}); ok {
+			if cert, key, bound := b.BoundCertificate(); bound {
+				return cert, key
+			}
+		}
+	}
+	return r.ClientCert, r.ClientKey
+}
+
+func newUpstream(key upstreamKey, allow []netip.Prefix, p rules.Proxy, corporate *url.URL, own *ownAddresses) (*upstream, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}
-	if r.CAFile != "" {
-		pool, err := r.CAFile.CertPool()
+	if key.ca != "" {
+		pool, err := key.ca.CertPool()
 		if err != nil {
 			return nil, fmt.Errorf("read ca_file: %w", err)
 		}
 		conf.RootCAs = pool
 	}
-	if r.ClientCert != "" {
-		pair, err := tls.LoadX509KeyPair(string(r.ClientCert), string(r.ClientKey))
+	if key.cert != "" {
+		pair, err := tls.LoadX509KeyPair(string(key.cert), string(key.key))
 		if err != nil {
 			return nil, fmt.Errorf("load client_cert: %w", err)
 		}
 		conf.Certificates = []tls.Certificate{pair}
 	}
-	dial := own.guard(&addressPolicy{allow: r.AllowNetworks})
+	dial := own.guard(&addressPolicy{allow: allow})
 	if corporate != nil {
 		dial = own.guard(nil) // the one address that is dialled is the proxy's, which the user named
 	}

@@ -98,6 +98,7 @@ func (e *usageError) Error() string { return e.what }
 
 func commands(stdout, stderr io.Writer) *cli.App {
 	config := &cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", EnvVars: []string{"DICOMWEB_OAUTH_CONFIG"}, Value: "gateway.toml"}
+	jsonFlag := &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}
 	return &cli.App{
 		Name:            name,
 		Usage:           "OAuth 2.0 for Orthanc's DICOMweb client, as a forward proxy",
@@ -141,8 +142,30 @@ func commands(stdout, stderr io.Writer) *cli.App {
 			{
 				Name: "check", Usage: "validate the configuration and list every problem",
 				UsageText: name + " check --config gateway.toml",
-				Flags:     []cli.Flag{config, &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}}, OnUsageError: badFlag("check"),
+				Flags:     []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("check"),
 				Action: func(c *cli.Context) error { return check(c.String("config"), c.Bool("json"), stdout) },
+			},
+			{
+				Name: "match", Usage: "tell which rule a request meets, and what would be done",
+				UsageText: name + " match GET https://dicom.example.org/dicom-web/studies", ArgsUsage: "METHOD URL",
+				Flags: []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("match"),
+				Action: func(c *cli.Context) error {
+					if c.NArg() != 2 {
+						return &usageError{"match needs a method and a URL", "such as: " + c.Command.UsageText}
+					}
+					return match(c.String("config"), c.Args().Get(0), c.Args().Get(1), c.Bool("json"), stdout)
+				},
+			},
+			{
+				Name: "test", Usage: "test a rule for real: DNS, TCP, TLS, token and one query",
+				UsageText: name + " test azure", ArgsUsage: "NAME|URL",
+				Flags: []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("test"),
+				Action: func(c *cli.Context) error {
+					if c.NArg() != 1 {
+						return &usageError{"test needs the name of a rule, or a URL", "such as: " + c.Command.UsageText}
+					}
+					return test(c.Context, c.String("config"), c.Args().First(), c.Bool("json"), stdout)
+				},
 			},
 			{
 				Name: "version", Usage: "print the version", OnUsageError: badFlag("version"),
@@ -184,6 +207,78 @@ func check(path string, asJSON bool, stdout io.Writer) error {
 	}
 	_, err = fmt.Fprintf(stdout, "%s: ok, %d rules, %d profiles\n", path, len(c.Rules), len(c.Profiles))
 	return err
+}
+
+// match is the match command.
+func match(path, method, url string, asJSON bool, stdout io.Writer) error {
+	c, err := rules.Load(path, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	e, err := c.Explain(method, url)
+	if err != nil {
+		return &usageError{err.Error(), "such as: " + name + " match GET https://dicom.example.org/dicom-web/studies"}
+	}
+	if asJSON {
+		return json.NewEncoder(stdout).Encode(e)
+	}
+	rule := "none"
+	if e.Rule != "" {
+		rule = e.Rule
+	}
+	_, err = fmt.Fprintf(stdout, "rule:  %s\nwould: %s\nwhy:   %s\n", rule, strings.TrimSpace(e.Would+" "+e.Code), e.Why)
+	return err
+}
+
+// errTestFailed is a rule that does not work; its steps have been shown.
+var errTestFailed = errors.New("the test failed")
+
+// test is the test command: the steps of one rule, with the connections and
+// credentials that run would use.
+func test(ctx context.Context, path, target string, asJSON bool, stdout io.Writer) error {
+	c, err := rules.Load(path, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	for _, r := range c.Rules {
+		if r.Name == target {
+			target = r.URL
+		}
+	}
+	if !strings.Contains(target, "://") {
+		return &usageError{fmt.Sprintf("there is no rule %q", target), "name a rule of the config, or give a URL"}
+	}
+	g, err := gateway.New(gateway.Options{Config: c, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer g.Shutdown(ctx) //nolint:errcheck // nothing was served
+	show := func(s gateway.Step) {
+		mark := "ok    "
+		if !s.OK {
+			mark = "FAILED"
+		}
+		fmt.Fprintf(stdout, "%-6s %s %6.0f ms  %s\n", s.Step, mark, s.Milliseconds, s.Detail)
+		if s.Hint != "" {
+			fmt.Fprintf(stdout, "       hint: %s\n", s.Hint)
+		}
+	}
+	if asJSON {
+		show = nil
+	}
+	report, err := g.Probe(ctx, target, show)
+	if err != nil {
+		return &usageError{err.Error(), "see " + name + " match GET " + target}
+	}
+	if asJSON {
+		if err := json.NewEncoder(stdout).Encode(report); err != nil {
+			return err
+		}
+	}
+	if !report.OK {
+		return errTestFailed
+	}
+	return nil
 }
 
 // service is a gateway with its admin listener, both serving.

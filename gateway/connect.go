@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -179,10 +180,15 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 		g.certificateRefused(t, alert)
 		return
 	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate") {
+		g.certificateRefused(t, op.Err.Error()) // an alert that came encrypted
+		return
+	}
 	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain {
 		g.stats.refused(string(badRequest))
-		g.log.Warn("client does not speak TLS inside its CONNECT tunnel", "code", badRequest, "authority", t.authority.String(), "client", t.client)
-		_, _ = client.Write(rawProblem(problem{code: badRequest, detail: "this tunnel carries TLS only; nothing is sent in clear"}))
+		id := rand.Text()[:16]
+		g.log.Warn("client does not speak TLS inside its CONNECT tunnel", "code", badRequest, "authority", t.authority.String(), "client", t.client, "request_id", id)
+		_, _ = client.Write(rawProblem(problem{code: badRequest, detail: "this tunnel carries TLS only; nothing is sent in clear"}, id))
 		return
 	}
 	g.log.Debug("TLS handshake with client failed", "authority", t.authority.String(), "client", t.client, "err", err)
@@ -240,10 +246,10 @@ func (x *exchange) tunnel() {
 		x.refuse(problem{code: draining})
 		return
 	}
-	defer x.g.busy.leave()
-	up, err := x.dial()
+	x.entered = true
+	up, err := x.snap.dial(x.in.Context(), x.rule, x.authority)
 	if err != nil {
-		x.refuse(x.classify(err))
+		x.refuse(classify(err))
 		return
 	}
 	defer up.Close()
@@ -258,19 +264,18 @@ func (x *exchange) tunnel() {
 	x.g.connect.ServeHTTP(&hijackWriter{x.w}, x.in.WithContext(ctx))
 }
 
-// dial opens a connection to the exchange's authority, through the corporate
-// proxy if there is one.
-func (x *exchange) dial() (net.Conn, error) {
-	dial := x.snap.upstream(x.rule).dial
-	corporate := x.snap.corporate
-	if corporate == nil {
-		return dial(x.in.Context(), "tcp", x.authority.String())
+// dial opens a connection for a rule (nil: none names the host), through the
+// corporate proxy if there is one.
+func (s *snapshot) dial(ctx context.Context, r *rules.Rule, a rules.Authority) (net.Conn, error) {
+	dial := s.upstream(r).dial
+	if s.corporate == nil {
+		return dial(ctx, "tcp", a.String())
 	}
-	c, err := dial(x.in.Context(), "tcp", corporate.Host)
+	c, err := dial(ctx, "tcp", s.corporate.Host)
 	if err != nil {
 		return nil, err
 	}
-	through, err := connectThrough(c, corporate, x.authority, x.snap.config.Proxy.HeaderTimeout)
+	through, err := connectThrough(c, s.corporate, a, s.config.Proxy.HeaderTimeout)
 	if err != nil {
 		c.Close()
 		return nil, err

@@ -34,6 +34,7 @@ type exchange struct {
 	renew     bool   // the last 401 was worth another try
 	silent    bool   // the requests inside the tunnel are recorded, not the CONNECT
 	finished  bool   // the handler ran to its end
+	entered   bool   // a stop waits for it
 }
 
 // begin opens the exchange of a request.
@@ -49,6 +50,9 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
 // end writes the audit record. It runs also when the handler panics to cut the
 // connection.
 func (x *exchange) end() {
+	if x.entered {
+		defer x.g.busy.leave() // last: the audit log may be closed after a stop
+	}
 	if x.answering != nil {
 		x.answering.stop()
 	}
@@ -197,7 +201,7 @@ func (x *exchange) send(path string) {
 		x.refuse(problem{code: draining})
 		return
 	}
-	defer x.g.busy.leave()
+	x.entered = true
 	ctx, cancel := context.WithCancelCause(context.WithValue(x.in.Context(), exchangeKey{}, x))
 	x.cancel = cancel
 	proxy := x.snap.config.Proxy

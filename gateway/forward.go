@@ -256,7 +256,7 @@ func (x *exchange) failed(err error) {
 		}
 		x.refuse(problem{code: upstreamTimeout, detail: "the server took no byte of the request for stall_timeout"})
 	default:
-		x.refuse(x.classify(err))
+		x.refuse(classify(err))
 	}
 }
 

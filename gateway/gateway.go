@@ -27,10 +27,10 @@ import (
 // maxHeader bounds a request's line and headers.
 const maxHeader = 64 << 10
 
-// Options are what a gateway is made of. Config, CA and Log are needed.
+// Options are what a gateway is made of. Config and Log are needed.
 type Options struct {
 	Config *rules.Config
-	CA     *certs.CA
+	CA     *certs.CA // nil only where [Gateway.Probe] is all that is called
 	Log    *slog.Logger
 	Audit  *audit.Log // nil: no audit
 }

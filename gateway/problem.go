@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -132,8 +133,9 @@ func (x *exchange) logRefusal(p problem) {
 }
 
 // rawProblem is a whole answer for where there is no [http.ResponseWriter].
-func rawProblem(p problem) []byte {
+func rawProblem(p problem, requestID string) []byte {
 	doc := p.document()
+	doc.RequestID = requestID
 	body, _ := json.Marshal(doc)
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nX-Gateway-Error: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s\n",
@@ -149,8 +151,9 @@ func (g *Gateway) malformed(c *clientConn) []byte {
 		c.tunnel.requests.Add(1)
 		authority = c.tunnel.authority.String()
 	}
-	g.log.Debug("malformed request refused", "client", clientHost(c.RemoteAddr().String()), "authority", authority)
-	return rawProblem(problem{code: badRequest, detail: "the request line, a header or the framing breaks RFC 9112"})
+	id := rand.Text()[:16]
+	g.log.Debug("malformed request refused", "client", clientHost(c.RemoteAddr().String()), "authority", authority, "request_id", id)
+	return rawProblem(problem{code: badRequest, detail: "the request line, a header or the framing breaks RFC 9112"}, id)
 }
 
 // acceptsMultipart recognises WADO-RS as Orthanc asks for it.
@@ -166,7 +169,7 @@ func acceptsMultipart(r *http.Request) bool {
 // classify turns an error on the way to the upstream into a problem. Errors of
 // net/http may carry URLs and the upstream's bytes, so that their text is not
 // used where it is not known.
-func (x *exchange) classify(err error) problem {
+func classify(err error) problem {
 	if p, ok := errors.AsType[*refusal](err); ok {
 		return p.problem
 	}

@@ -76,6 +76,7 @@ func (s *lineScanner) statement() {
 	}
 	s.table = s.path("", s.key())
 	if array {
+		s.note(s.table)
 		n := s.count[s.table]
 		s.count[s.table]++
 		s.table += "[" + strconv.Itoa(n) + "]"

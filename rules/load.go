@@ -29,7 +29,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resolve %q: %w", path, err)
 	}
-	d := &decoder{file: path, dir: filepath.Dir(abs), lookup: lookup, lines: keyLines(string(text))}
+	d := &decoder{file: path, dir: filepath.Dir(abs), lookup: lookup, lines: keyLines(strings.TrimPrefix(string(text), "\ufeff"))}
 	var tree map[string]any
 	if _, err := toml.Decode(string(text), &tree); err != nil {
 		return nil, Problems{syntaxProblem(path, err)}
@@ -40,6 +40,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	c.Profiles = map[string]*Profile{}
 	c.CA.Dir = token.File(d.path(string(c.CA.Dir)))
 	d.config(tree, &c)
+	d.decoded = len(d.problems)
 	d.check(&c)
 	d.checkModes(&c)
 	if len(d.problems) > 0 {

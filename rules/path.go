@@ -36,10 +36,9 @@ func plainPath(p string) bool {
 // slashes as one, path parameters cut off. It fails where that reading has a
 // dot segment.
 func decodedPath(p string) (string, error) {
-	for range 4 {
-		next := unescape(p)
-		if next == p {
-			break
+	for round, next := 0, unescape(p); next != p; round, next = round+1, unescape(next) {
+		if round == 4 {
+			return "", ErrAmbiguousPath // no honest client escapes this deep
 		}
 		p = next
 	}

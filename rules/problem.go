@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,11 +9,11 @@ import (
 
 // Problem is one thing that is wrong with a config.
 type Problem struct {
-	File string
-	Line int    // 0: the file as a whole
-	Key  string // "rule[0].url"; "" for the file as a whole
-	What string
-	Hint string // what to change; may be empty
+	File string `json:"file"`
+	Line int    `json:"line"` // 0: the file as a whole
+	Key  string `json:"key"`  // "rule[0].url"; "" for the file as a whole
+	What string `json:"what"`
+	Hint string `json:"hint"` // what to change; may be empty
 }
 
 // String returns the problem on one line, without its hint.
@@ -47,7 +48,7 @@ func (ps Problems) Error() string {
 }
 
 func (ps Problems) sorted() Problems {
-	slices.SortStableFunc(ps, func(a, b Problem) int { return a.Line - b.Line })
+	slices.SortStableFunc(ps, func(a, b Problem) int { return cmp.Or(a.Line-b.Line, strings.Compare(a.Key, b.Key)) })
 	return ps
 }
 

@@ -1,6 +1,10 @@
 package rules
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+)
 
 // Table finds the rule of a request. A lookup costs the same with ten rules
 // and with ten thousand. It is immutable and safe for concurrent use.
@@ -28,7 +32,13 @@ type Site struct {
 func (s *Site) Terminated() bool { return s.terminated }
 
 // Whole returns the rule that decides about the site without seeing a path.
-func (s *Site) Whole() *Rule { return s.lookup("/") }
+func (s *Site) Whole() *Rule {
+	if r := s.lookup("/"); r != nil {
+		return r
+	}
+	// Only rules in report mode have a path here; each of them lets pass.
+	return s.prefixes[slices.Min(slices.Collect(maps.Keys(s.prefixes)))]
+}
 
 // Site returns what the rules say about a, or nil if no rule names it. Scheme
 // is "https" or "http".

@@ -1,0 +1,238 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/token"
+)
+
+// probeTimeout limits a whole test of a rule.
+const probeTimeout = 45 * time.Second
+
+// Report is the result of testing one rule, step by step: dns, tcp, tls, token,
+// query. It ends at the first step that fails.
+type Report struct {
+	Name  string `json:"name"`
+	OK    bool   `json:"ok"`
+	Steps []Step `json:"steps"`
+}
+
+// Step is one step of a [Report].
+type Step struct {
+	Step         string  `json:"step"`
+	OK           bool    `json:"ok"`
+	Milliseconds float64 `json:"milliseconds"`
+	Detail       string  `json:"detail"`
+	Hint         string  `json:"hint,omitempty"`
+}
+
+// Probe tests whether the rule that covers a URL works, with the credential and
+// the connections that a request would use, ending in one QIDO-RS query below
+// that URL. Each step is also given to onStep when it is done, if that is not
+// nil. An error means that there is nothing to test.
+func (g *Gateway) Probe(ctx context.Context, rawURL string, onStep func(Step)) (Report, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme != "https" {
+		return Report{}, fmt.Errorf("%q is not an https:// URL", rawURL)
+	}
+	a, err := rules.ParseAuthority(u.Host, 443)
+	if err != nil {
+		return Report{}, fmt.Errorf("test %q: %w", rawURL, err)
+	}
+	snap := g.current.Load()
+	site := snap.config.Table.Site("https", a)
+	if site == nil {
+		return Report{}, fmt.Errorf("no rule names the host %s", a)
+	}
+	rule, err := site.Match(u.EscapedPath())
+	switch {
+	case err != nil:
+		return Report{}, err
+	case rule == nil:
+		return Report{}, fmt.Errorf("no rule covers the path %s", u.Path)
+	case rule.Action == rules.Deny:
+		return Report{}, fmt.Errorf("rule %q denies this URL", rule.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	p := &probe{g: g, snap: snap, rule: rule, authority: a, url: u, report: Report{Name: rule.Name, OK: true, Steps: []Step{}}, onStep: onStep}
+	p.run(ctx)
+	return p.report, nil
+}
+
+type probe struct {
+	g         *Gateway
+	snap      *snapshot
+	rule      *rules.Rule
+	authority rules.Authority
+	url       *url.URL
+	report    Report
+	onStep    func(Step)
+
+	conn  net.Conn
+	token *token.Token
+}
+
+func (p *probe) run(ctx context.Context) {
+	defer func() {
+		if p.conn != nil {
+			p.conn.Close()
+		}
+	}()
+	steps := []struct {
+		name string
+		do   func(context.Context) (detail string, failed *problem)
+	}{
+		{"dns", p.dns}, {"tcp", p.tcp}, {"tls", p.tls}, {"token", p.acquire}, {"query", p.query},
+	}
+	for _, s := range steps {
+		began := time.Now()
+		detail, failed := s.do(ctx)
+		step := Step{Step: s.name, OK: failed == nil, Milliseconds: milliseconds(time.Since(began)), Detail: detail}
+		if failed != nil {
+			step.Detail, step.Hint = failed.detail, failed.hint
+			p.report.OK = false
+		}
+		p.report.Steps = append(p.report.Steps, step)
+		if p.onStep != nil {
+			p.onStep(step)
+		}
+		if failed != nil {
+			return
+		}
+	}
+}
+
+func (p *probe) dns(ctx context.Context) (string, *problem) {
+	if p.snap.corporate != nil {
+		return "left to upstream_proxy", nil
+	}
+	if ip, ok := p.authority.IP(); ok {
+		return ip.String() + " is an address", nil
+	}
+	addrs, err := net.DefaultResolver.LookupHost(ctx, p.authority.Host())
+	if err != nil {
+		failed := classify(err)
+		return "", &failed
+	}
+	return p.authority.Host() + " is " + strings.Join(addrs, ", "), nil
+}
+
+func (p *probe) tcp(ctx context.Context) (string, *problem) {
+	conn, err := p.snap.dial(ctx, p.rule, p.authority)
+	if err != nil {
+		failed := classify(err)
+		return "", &failed
+	}
+	p.conn = conn
+	if p.snap.corporate != nil {
+		return "connected through upstream_proxy " + p.snap.corporate.Host, nil
+	}
+	return "connected to " + conn.RemoteAddr().String(), nil
+}
+
+func (p *probe) tls(ctx context.Context) (string, *problem) {
+	conf := p.snap.upstream(p.rule).transport.TLSClientConfig.Clone()
+	conf.ServerName, conf.NextProtos, conf.ClientSessionCache = p.authority.Host(), []string{"http/1.1"}, nil
+	conn := tls.Client(p.conn, conf)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		failed := classify(err)
+		return "", &failed
+	}
+	state := conn.ConnectionState()
+	leaf := state.PeerCertificates[0]
+	return fmt.Sprintf("%s, certificate by %q until %s", tls.VersionName(state.Version), leaf.Issuer.CommonName, leaf.NotAfter.UTC().Format(time.DateOnly)), nil
+}
+
+func (p *probe) acquire(ctx context.Context) (string, *problem) {
+	source := p.snap.sources[p.rule.Profile]
+	if source == nil {
+		return "none: the rule's action is " + string(p.rule.Action), nil
+	}
+	t, err := source.Token(ctx)
+	if err != nil {
+		failed := unavailable(p.snap.config.Profiles[p.rule.Profile], err)
+		return "", &failed
+	}
+	p.token = t
+	return t.Describe(), nil
+}
+
+func (p *probe) query(ctx context.Context) (string, *problem) {
+	at := p.url.JoinPath("studies")
+	at.RawQuery = "limit=1"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return "", &problem{detail: "the URL cannot be asked"}
+	}
+	req.URL.Host, req.Host = p.authority.String(), p.authority.HostHeader(443)
+	req.Header = http.Header{"Accept": {"application/dicom+json"}, "User-Agent": {""}}
+	for name, value := range p.rule.Headers {
+		req.Header.Set(name, value.Reveal())
+	}
+	if p.token != nil {
+		if err := p.token.Apply(req); err != nil {
+			failed := unavailable(p.snap.config.Profiles[p.rule.Profile], err)
+			return "", &failed
+		}
+	}
+	resp, err := p.snap.upstream(p.rule).transport.RoundTrip(req)
+	if err != nil {
+		failed := classify(err)
+		return "", &failed
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // its end tells nothing more
+	return judge(resp, body)
+}
+
+// judge tells what the answer to a QIDO-RS query means for whoever set up the
+// rule. Of the answer itself it shows the status and the media type only.
+func judge(resp *http.Response, body []byte) (string, *problem) {
+	status := fmt.Sprintf("HTTP %d", resp.StatusCode)
+	media, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	switch resp.StatusCode {
+	case http.StatusOK:
+		if media != "application/dicom+json" && media != "application/json" {
+			return "", &problem{detail: status + ", but the answer is " + printable(media) + ", not DICOM JSON", hint: "compare the rule's url with the documentation of the DICOMweb server: this may be a login page"}
+		}
+		var studies []json.RawMessage
+		if json.Unmarshal(body, &studies) == nil {
+			return fmt.Sprintf("%s, %d study in the answer to limit=1", status, len(studies)), nil
+		}
+		return status, nil
+	case http.StatusNoContent:
+		return status + ", no study there yet", nil
+	case http.StatusUnauthorized:
+		return "", &problem{detail: status + ": the DICOMweb server does not accept the credential", hint: "the token is for another audience or from another tenant: compare aud and iss above with what the server expects, and check scopes, audience or resource of the profile"}
+	case http.StatusForbidden:
+		return "", &problem{detail: status + ": the credential is good, but it may not do this", hint: "give the client the role that reads DICOM there (Azure: DICOM Data Reader or Owner; Google: roles/healthcare.dicomViewer); it may take minutes until it works"}
+	case http.StatusNotFound:
+		return "", &problem{detail: status + ": there is no DICOMweb service at this URL", hint: "check the path of the rule's url (Azure wants /v2/ at the end)"}
+	}
+	if resp.StatusCode >= 300 && resp.StatusCode <= 399 {
+		return "", &problem{detail: status + ": the server redirects", hint: "write the final URL into the rule"}
+	}
+	return "", &problem{detail: status, hint: "see the DICOMweb server's own log"}
+}
+
+// printable makes foreign text safe for one line.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+	return s[:min(len(s), 80)]
+}

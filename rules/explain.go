@@ -1,0 +1,75 @@
+package rules
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+)
+
+// Explanation tells what would be done with one request, and why.
+type Explanation struct {
+	Method  string `json:"method"`
+	URL     string `json:"url"`
+	Rule    string `json:"rule,omitempty"` // "": no rule covers it
+	Profile string `json:"profile,omitempty"`
+	Would   string `json:"would"` // inject, pass, tunnel or refuse
+	Why     string `json:"why"`
+	Code    string `json:"code,omitempty"` // the problem code of a refusal
+}
+
+// Explain decides about a request as the gateway would. An error means that the
+// method or URL is not one.
+func (c *Config) Explain(method, rawURL string) (Explanation, error) {
+	e := Explanation{Method: strings.ToUpper(method), URL: rawURL}
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
+		return e, fmt.Errorf("%q is not an https:// or http:// URL", rawURL)
+	}
+	a, err := ParseAuthority(u.Host, defaultPort(u.Scheme))
+	if err != nil || u.User != nil {
+		return e, fmt.Errorf("%q: its host is not one", rawURL)
+	}
+	refuse := func(code, why string) (Explanation, error) {
+		e.Would, e.Code, e.Why = "refuse", code, why
+		return e, nil
+	}
+	site := c.Table.Site(u.Scheme, a)
+	if site == nil {
+		if c.Proxy.Unmatched == "pass" {
+			e.Would, e.Why = "tunnel", fmt.Sprintf("no rule names %s, and unmatched = \"pass\"", a)
+			return e, nil
+		}
+		return refuse("no_rule", fmt.Sprintf("no rule names %s", a))
+	}
+	path := u.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	seen := u.Scheme == "http" || site.Terminated()
+	rule := site.Whole()
+	if seen {
+		if rule, err = site.Match(path); err != nil {
+			return refuse("bad_request", err.Error())
+		}
+	}
+	if rule == nil {
+		return refuse("no_rule", fmt.Sprintf("%s has rules, but none covers the path %s", a, path))
+	}
+	e.Rule, e.Profile = rule.Name, rule.Profile
+	why := rule.URL + " is the most specific rule"
+	switch {
+	case rule.Decision() == Deny:
+		return refuse("rule_denied", why+", and its action is deny")
+	case seen && !rule.Allows(e.Method):
+		return refuse("method_not_allowed", fmt.Sprintf("%s, and its methods are %s", why, strings.Join(rule.Methods, ", ")))
+	case rule.Decision() == Inject:
+		e.Would, e.Why = "inject", fmt.Sprintf("%s; the credential of profile %q replaces any Authorization", why, rule.Profile)
+	case rule.Mode == "report":
+		e.Would, e.Why = "pass", why+"; in mode \"report\" its credential is not injected, only logged"
+	case seen:
+		e.Would, e.Why = "pass", why+"; the request goes on as it is"
+	default:
+		e.Would, e.Why = "tunnel", why+"; the gateway does not look inside the TLS of this host"
+	}
+	return e, nil
+}

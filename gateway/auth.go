@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"orthanc-dicomweb-oauth/rules"
@@ -22,6 +23,8 @@ const (
 	guessEvery = 100 * time.Millisecond
 	// guessWait is the longest that one wrong guess waits for its answer.
 	guessWait = 5 * time.Second
+	// maxHeld bounds the wrong guesses that wait.
+	maxHeld = 256
 )
 
 // proxyAuth decides who may use the proxy at all.
@@ -30,15 +33,18 @@ type proxyAuth struct {
 	username string
 	password token.SecretSource
 
+	places *atomic.Int64 // the count of connections
+	held   atomic.Int64  // wrong guesses that wait
+
 	mu   sync.Mutex
 	next time.Time // when the next wrong guess is answered
 }
 
-func newProxyAuth(p rules.Proxy) (*proxyAuth, error) {
+func newProxyAuth(p rules.Proxy, places *atomic.Int64) (*proxyAuth, error) {
 	if _, err := p.Password.Read(); err != nil {
 		return nil, fmt.Errorf("proxy.password: %w", err)
 	}
-	return &proxyAuth{allow: p.AllowClients, username: p.Username, password: p.Password}, nil
+	return &proxyAuth{allow: p.AllowClients, username: p.Username, password: p.Password, places: places}, nil
 }
 
 // admits reports whether clients may come from this address.
@@ -81,7 +87,15 @@ func (a *proxyAuth) user(ctx context.Context, h http.Header) (string, bool) {
 	return "", false
 }
 
+// holdBack waits before a wrong guess is answered. Meanwhile the guess takes no
+// place of other clients; when too many wait already, none is held back longer.
 func (a *proxyAuth) holdBack(ctx context.Context) {
+	defer a.held.Add(-1)
+	if a.held.Add(1) > maxHeld {
+		return
+	}
+	a.places.Add(-1)
+	defer a.places.Add(1)
 	a.mu.Lock()
 	now := time.Now()
 	if a.next.Before(now) {

@@ -19,9 +19,9 @@ var errDetached = errors.New("request body belongs to a later attempt")
 type requestBody struct {
 	src    io.Reader
 	watch  *watchdog
-	onEOF  func()
 	bytes  atomic.Int64 // read from the client
 	inRead atomic.Bool  // waiting for the client right now
+	atEOF  atomic.Bool  // the client has sent all of it
 
 	mu     sync.Mutex
 	kept   []byte
@@ -55,6 +55,16 @@ func (b *requestBody) replayable() bool {
 	return !b.lost
 }
 
+// failure returns why the client's body broke off; nil if it did not.
+func (b *requestBody) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == io.EOF {
+		return nil
+	}
+	return b.err
+}
+
 // Read implements [io.Reader].
 func (a *attemptBody) Read(p []byte) (int, error) {
 	b := a.b
@@ -66,6 +76,7 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 	if !b.lost && a.next < len(b.kept) {
 		n := copy(p, b.kept[a.next:])
 		a.next += n
+		b.watch.touch()
 		return n, nil
 	}
 	if b.err != nil {
@@ -86,9 +97,7 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 	}
 	if err != nil {
 		b.err = err
-		if err == io.EOF {
-			b.onEOF()
-		}
+		b.atEOF.Store(err == io.EOF)
 	}
 	return n, err
 }

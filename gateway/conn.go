@@ -112,6 +112,10 @@ func (g *Gateway) connState(nc net.Conn, state http.ConnState) {
 	}
 }
 
+// maxStrangers bounds the connections of clients that are not admitted: they are
+// told so, but take no place of those that are.
+const maxStrangers = 16
+
 // countingListener bounds the connections. Those a little beyond the limit are
 // taken and told so; those far beyond are closed at once.
 func (g *Gateway) countingListener(ln net.Listener) net.Listener {
@@ -132,10 +136,14 @@ func (l *countingListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		n := l.g.stats.connections.Add(1)
-		if n > l.hard {
-			l.g.stats.connections.Add(-1)
-			l.g.stats.refused("overloaded")
+		count, limit := &l.g.stats.connections, l.hard
+		if !l.g.auth.admits(nc.RemoteAddr().String()) {
+			count, limit = &l.g.stats.strangers, maxStrangers
+		}
+		n := count.Add(1)
+		if n > limit {
+			count.Add(-1)
+			l.g.stats.refused(string(overloaded))
 			nc.Close()
 			continue
 		}
@@ -144,7 +152,7 @@ func (l *countingListener) Accept() (net.Conn, error) {
 		}
 		return &clientConn{
 			Conn: nc, overloaded: n > l.limit, onMalformed: l.g.malformed,
-			release: func() { l.g.stats.connections.Add(-1) },
+			release: func() { count.Add(-1) },
 		}, nil
 	}
 }
@@ -196,6 +204,14 @@ type prefixConn struct {
 
 // Read implements [net.Conn].
 func (c *prefixConn) Read(p []byte) (int, error) { return c.prefix.Read(p) }
+
+// CloseWrite half-closes.
+func (c *prefixConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Conn.Close()
+}
 
 // replayConn returns c with what a parser has read ahead put back before it.
 func replayConn(c net.Conn, ahead []byte) net.Conn {

@@ -76,7 +76,7 @@ func (x *exchange) connect(overload bool) {
 		return
 	}
 	if site == nil {
-		if x.snap.config.Proxy.Unmatched == "pass" {
+		if x.snap.config.Proxy.Unmatched == "pass" && x.snap.config.Table.Site("http", a) == nil { // no way around http:// rules
 			x.tunnel()
 			return
 		}
@@ -147,6 +147,7 @@ func (h *hijackWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // handshake ends the client's TLS and passes the connection on.
 func (g *Gateway) handshake(ctx context.Context, client net.Conn, t *tunnel, timeout time.Duration) {
+	defer context.AfterFunc(g.busy.ended, func() { client.Close() })()
 	_ = client.SetDeadline(time.Now().Add(timeout))
 	if _, err := io.WriteString(client, established); err != nil {
 		client.Close()
@@ -271,6 +272,9 @@ func (s *snapshot) dial(ctx context.Context, r *rules.Rule, a rules.Authority) (
 	if s.corporate == nil {
 		return dial(ctx, "tcp", a.String())
 	}
+	if err := s.upstream(r).permits(a); err != nil {
+		return nil, err
+	}
 	c, err := dial(ctx, "tcp", s.corporate.Host)
 	if err != nil {
 		return nil, err
@@ -326,15 +330,7 @@ func (g *Gateway) relay(client, up net.Conn, idle time.Duration) (sent, received
 	watch := newWatchdog(idle, closeBoth)
 	watch.start()
 	defer watch.stop()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-g.busy.ended:
-			closeBoth()
-		case <-stop:
-		}
-	}()
+	defer context.AfterFunc(g.busy.ended, closeBoth)()
 	var back sync.WaitGroup
 	back.Go(func() { received = pump(client, up, watch) })
 	sent = pump(up, client, watch)

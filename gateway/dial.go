@@ -102,7 +102,7 @@ func (o *ownAddresses) check(to netip.AddrPort) error {
 		if l.Port() != to.Port() {
 			continue
 		}
-		if l.Addr() == to.Addr() || l.Addr().IsUnspecified() && isLocal(to.Addr()) {
+		if l.Addr() == to.Addr() || l.Addr().IsUnspecified() && isLocal(to.Addr()) || to.Addr().IsUnspecified() && isLocal(l.Addr()) {
 			return &addressError{to.Addr(), "a listener of this gateway"}
 		}
 	}

@@ -3,9 +3,11 @@ package gateway
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -26,7 +28,9 @@ type exchange struct {
 	rule      *rules.Rule   // nil: no rule names the host (unmatched = "pass")
 	source    *token.Source // nil: no credential is put on
 	body      *requestBody  // nil: the request has none
+	ctx       context.Context
 	cancel    context.CancelCauseFunc
+	asking    *watchdog // guards the request's body; nil without one
 	answering *watchdog // guards the answer's body
 	record    audit.Record
 	began     time.Time
@@ -47,9 +51,33 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
 	return x
 }
 
+// hasBody reports whether a request may have a body.
+func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
+
+// leftBehind reports whether a part of the request's body has not been read.
+func (x *exchange) leftBehind() bool {
+	return hasBody(x.in) && (x.body == nil || !x.body.atEOF.Load())
+}
+
+// leftoverTime is how long net/http may wait, after the answer, for the rest of
+// a body that the answer did not need; without a limit it would wait for ever.
+const leftoverTime = 2 * time.Second
+
 // end writes the audit record. It runs also when the handler panics to cut the
 // connection.
 func (x *exchange) end() {
+	if cause := recover(); cause != nil {
+		if cause != http.ErrAbortHandler { //nolint:errorlint // the very value, as net/http compares it
+			x.g.log.Error("internal error, please report it", "panic", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()), "request_id", x.record.RequestID)
+		}
+		defer panic(http.ErrAbortHandler)
+	}
+	if x.leftBehind() {
+		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Now().Add(leftoverTime))
+	}
+	if x.asking != nil {
+		x.asking.stop()
+	}
 	if x.entered {
 		defer x.g.busy.leave() // last: the audit log may be closed after a stop
 	}
@@ -102,12 +130,14 @@ func (g *Gateway) serveInner(w http.ResponseWriter, r *http.Request) {
 	x.authority = c.tunnel.authority
 	x.record.Authority = x.authority.String()
 	if c.overloaded {
-		w.Header().Set("Connection", "close")
 		x.refuse(problem{code: overloaded, hint: "see max_connections under [proxy]"})
 		return
 	}
+	if !r.ProtoAtLeast(1, 1) {
+		x.refuse(problem{code: badRequest, detail: "inside a tunnel only HTTP/1.1 can show where an answer was cut"})
+		return
+	}
 	if p, bad := x.misdirected(c.tunnel); bad {
-		w.Header().Set("Connection", "close")
 		x.refuse(p)
 		return
 	}
@@ -197,13 +227,12 @@ func (x *exchange) serve() {
 // send forwards the request.
 func (x *exchange) send(path string) {
 	if !x.g.busy.enter() {
-		x.w.Header().Set("Connection", "close")
 		x.refuse(problem{code: draining})
 		return
 	}
 	x.entered = true
 	ctx, cancel := context.WithCancelCause(context.WithValue(x.in.Context(), exchangeKey{}, x))
-	x.cancel = cancel
+	x.ctx, x.cancel = ctx, cancel
 	proxy := x.snap.config.Proxy
 	control := http.NewResponseController(x.w.ResponseWriter)
 	x.answering = newWatchdog(proxy.StallTimeout, func() {
@@ -212,15 +241,21 @@ func (x *exchange) send(path string) {
 		_ = control.SetReadDeadline(past)
 		_ = control.SetWriteDeadline(past)
 	})
-	if x.in.Body != nil && x.in.Body != http.NoBody {
-		asking := newWatchdog(proxy.StallTimeout, func() {
-			cancel(errStalled)
+	if hasBody(x.in) {
+		// Else net/http would read from the body itself when the answer begins,
+		// while it is still on its way to the upstream: the upload would lose a part.
+		_ = control.EnableFullDuplex()
+		x.asking = newWatchdog(proxy.StallTimeout, func() {
+			if x.body.inRead.Load() {
+				cancel(errClientStalled)
+			} else {
+				cancel(errStalled)
+			}
 			_ = control.SetReadDeadline(time.Unix(1, 0)) // whoever waits for the client's bytes
 		})
-		asking.start()
-		defer asking.stop()
-		x.body = &requestBody{src: x.in.Body, watch: asking, onEOF: asking.stop}
+		x.body = &requestBody{src: x.in.Body, watch: x.asking}
 	}
+	delete(x.in.Header, "Upgrade") // ReverseProxy would have a word about it
 	x.target = path
 	x.g.forward.ServeHTTP(x.w, x.in.WithContext(ctx))
 	x.finished = true
@@ -234,8 +269,9 @@ func exchangeOf(ctx context.Context) *exchange {
 }
 
 // rawPath returns the path of the request line as the client wrote it, since
-// net/url would decode and encode it again. Not a path: "*", an authority, or
-// what has a fragment.
+// net/url would decode and encode it again. Not a path: "*", an authority, what
+// has a fragment, and what begins with two slashes and cannot be written by
+// net/url without a change.
 func rawPath(r *http.Request) (string, bool) {
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	if r.URL.Scheme != "" {
@@ -249,6 +285,9 @@ func rawPath(r *http.Request) (string, bool) {
 			path = "/"
 		}
 	}
+	if strings.HasPrefix(path, "//") && r.URL.EscapedPath() != path {
+		return "", false
+	}
 	return path, strings.HasPrefix(path, "/") && !strings.Contains(path, "#")
 }
 
@@ -259,6 +298,9 @@ func (x *exchange) rawURL() *url.URL {
 		u.Path, u.RawPath = x.in.URL.Path, x.in.URL.RawPath // Opaque would read it as an authority
 	} else {
 		u.Opaque = x.target
+		if x.scheme == "http" && x.snap.corporate != nil {
+			u.Opaque = "//" + u.Host + x.target // a proxy wants the absolute form
+		}
 	}
 	return u
 }

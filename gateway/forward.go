@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,8 +17,11 @@ import (
 	"orthanc-dicomweb-oauth/gateway/audit"
 )
 
-// errStalled is why a transfer was ended whose body stopped moving.
-var errStalled = errors.New("transfer stalled")
+// Why a transfer was ended whose body stopped moving.
+var (
+	errStalled       = errors.New("transfer stalled")
+	errClientStalled = errors.New("client stopped sending")
+)
 
 // copyBuffer is the size of the buffers between upstream and client.
 const copyBuffer = 64 << 10
@@ -55,6 +60,12 @@ func (b *buffers) Get() []byte {
 // Put implements [httputil.BufferPool].
 func (b *buffers) Put(p []byte) { b.pool.Put((*[copyBuffer]byte)(p)) }
 
+// overrides are headers by which some servers let a client name another method
+// or path than those that the rule was asked about.
+var overrides = [...]string{
+	"X-Http-Method", "X-Http-Method-Override", "X-Method-Override", "X-Original-Url", "X-Rewrite-Url",
+}
+
 // rewrite makes the upstream's request out of the client's, still without a
 // credential. ReverseProxy has stripped hop-by-hop and X-Forwarded-* headers.
 func (x *exchange) rewrite(out *http.Request) {
@@ -63,7 +74,7 @@ func (x *exchange) rewrite(out *http.Request) {
 	out.Trailer = nil
 	h := out.Header
 	for name := range h {
-		if strings.HasPrefix(name, "X-Forwarded-") {
+		if strings.HasPrefix(strings.ReplaceAll(strings.ToLower(name), "_", "-"), "x-forwarded-") {
 			delete(h, name)
 		}
 	}
@@ -72,6 +83,9 @@ func (x *exchange) rewrite(out *http.Request) {
 		delete(h, name)
 	}
 	if x.source != nil {
+		for _, name := range overrides {
+			delete(h, name)
+		}
 		delete(h, "Authorization")
 	}
 	if x.rule != nil {
@@ -87,25 +101,37 @@ func (x *exchange) rewrite(out *http.Request) {
 // roundTrip sends the request, with its credential if the rule injects one. A
 // 401 renews the credential and sends the request again where its body allows.
 func (x *exchange) roundTrip(out *http.Request) (*http.Response, error) {
-	resp, err := x.attempt(out)
+	resp, generation, err := x.attempt(out)
 	if err != nil || resp.StatusCode != http.StatusUnauthorized || x.source == nil {
 		return resp, err
 	}
-	if again := x.afterRejection(out, resp); again != nil {
-		return x.attempt(again)
+	if x.canRepeat(resp, generation) {
+		resp.Body.Close()
+		resp, _, err = x.attempt(out)
 	}
-	return resp, nil
+	return resp, err
 }
 
-// attempt is one request to the upstream.
-func (x *exchange) attempt(out *http.Request) (*http.Response, error) {
+// attempt is one request to the upstream. It returns the generation of the
+// token that went with it.
+func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
+	up := x.snap.upstream(x.rule)
+	if err := up.permits(x.authority); err != nil {
+		return nil, 0, err
+	}
+	ctx := context.Context(bare{out.Context()})
+	if x.body != nil {
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { x.asking.stop() }})
+	}
+	req := out.WithContext(ctx)
+	req.Header = out.Header.Clone() // an earlier attempt may still read its own
 	if x.body != nil {
 		body, ok := x.body.attempt()
 		if !ok {
-			return nil, &refusal{problem{code: upstreamProtocol, detail: "the request could not be sent again"}}
+			return nil, 0, &refusal{problem{code: upstreamProtocol, detail: "the request could not be sent again"}}
 		}
-		out.Body = body
-		out.GetBody = func() (io.ReadCloser, error) {
+		req.Body = body
+		req.GetBody = func() (io.ReadCloser, error) {
 			if body, ok := x.body.attempt(); ok {
 				return body, nil
 			}
@@ -116,26 +142,29 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, error) {
 	if x.source != nil {
 		t, err := x.source.Token(out.Context())
 		if err == nil {
-			err = t.Apply(out)
+			err = t.Apply(req)
 		}
 		if err != nil {
 			if ctxErr := context.Cause(out.Context()); ctxErr != nil {
-				return nil, ctxErr
+				return nil, 0, ctxErr
 			}
-			return nil, &refusal{unavailable(x.snap.config.Profiles[x.rule.Profile], err)}
+			return nil, 0, &refusal{unavailable(x.snap.config.Profiles[x.rule.Profile], err)}
 		}
 		generation = t.Generation()
 		x.record.TokenAge = t.Age().Seconds()
 	}
 	x.record.Attempts++
-	resp, err := x.snap.upstream(x.rule).transport.RoundTrip(out.WithContext(bare{out.Context()}))
+	if x.body != nil {
+		x.asking.start()
+	}
+	resp, err := up.transport.RoundTrip(req)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	x.record.UpstreamStatus = resp.StatusCode
-	if resp.StatusCode == http.StatusSwitchingProtocols {
+	if resp.StatusCode < 200 || resp.StatusCode > 999 {
 		resp.Body.Close()
-		return nil, &refusal{problem{code: upstreamProtocol, detail: "the server switches protocols, which nobody asked for"}}
+		return nil, 0, &refusal{problem{code: upstreamProtocol, detail: "the server answers with a status that ends no request"}}
 	}
 	if x.source != nil {
 		if resp.StatusCode == http.StatusUnauthorized {
@@ -149,35 +178,36 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, error) {
 	passed := *resp
 	passed.Trailer = nil
 	passed.Request = out
-	return &passed, nil
+	return &passed, generation, nil
 }
 
 // maxRejection is how much of a 401's body is kept, in case it has to be passed on.
 const maxRejection = 64 << 10
 
-// afterRejection returns the request to send after a 401, or nil if resp, which
-// it may have replaced the body of, is the answer.
-func (x *exchange) afterRejection(out *http.Request, resp *http.Response) *http.Request {
+// canRepeat reports whether the request can be sent again after a 401 with
+// another token than that of the given generation. If not, resp is the answer;
+// its body may have been read ahead, and reads as it came.
+func (x *exchange) canRepeat(resp *http.Response, generation uint64) bool {
 	if !x.renew || x.body != nil && !x.body.replayable() {
-		return nil
+		return false
 	}
-	kept, err := io.ReadAll(io.LimitReader(resp.Body, maxRejection))
-	resp.Body.Close()
-	if err != nil {
-		kept = nil
+	x.answering.start()
+	kept, err := io.ReadAll(io.LimitReader(resp.Body, maxRejection+1))
+	rest := resp.Body
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(kept), rest), rest}
+	if err != nil || len(kept) > maxRejection {
+		return false // passed on as it comes, cut where it is cut
 	}
-	resp.Body = io.NopCloser(bytes.NewReader(kept))
-	resp.ContentLength = int64(len(kept))
-	resp.Header.Set("Content-Length", strconv.Itoa(len(kept)))
 	if x.body != nil {
 		if _, ok := x.body.attempt(); !ok { // takes the body away from the first attempt
-			return nil
+			return false
 		}
 	}
-	if _, err := x.source.Token(out.Context()); err != nil {
-		return nil
-	}
-	return out
+	t, err := x.source.Token(x.ctx)
+	return err == nil && t.Generation() != generation
 }
 
 // bare hides a context's values: ReverseProxy's trace would pass 1xx answers on
@@ -189,7 +219,16 @@ func (bare) Value(any) any { return nil }
 
 // modify makes the upstream's answer one that Orthanc understands.
 func (x *exchange) modify(resp *http.Response) error {
+	if x.asking != nil {
+		x.asking.stop() // from here on the answer shows whether something moves
+		if x.leftBehind() {
+			x.w.Header().Set("Connection", "close") // the rest of the body may never come
+		}
+	}
 	h := resp.Header
+	if _, ok := h["Content-Type"]; !ok {
+		x.w.Header()["Content-Type"] = nil // net/http would guess one
+	}
 	delete(h, "Trailer")
 	delete(h, "X-Gateway-Error")
 	delete(h, "X-Gateway-Upstream-Status")
@@ -228,16 +267,17 @@ func (x *exchange) checkRedirect(resp *http.Response) error {
 	if x.body != nil {
 		return no("a request with a body cannot be redirected")
 	}
-	from := *x.in.URL
-	from.Scheme, from.Host = x.scheme, x.authority.String()
-	to, err := from.Parse(resp.Header.Get("Location"))
-	if err != nil {
+	from := &url.URL{Scheme: x.scheme, Host: x.authority.String(), Path: x.in.URL.Path, RawPath: x.in.URL.RawPath, RawQuery: x.in.URL.RawQuery}
+	locations := resp.Header["Location"]
+	to, err := from.Parse(locations[0])
+	if err != nil || len(locations) > 1 || strings.Contains(locations[0], `\`) {
 		return no("the Location header is not a URL")
 	}
-	if !covered(x.snap.config.Table, to) {
+	target, ok := covered(x.snap.config.Table, to)
+	if !ok {
 		return no("no inject or pass rule covers the target")
 	}
-	if !x.g.hops.follow(x.record.Client, from.String(), to.String(), x.began) {
+	if !x.g.hops.follow(x.record.Client, from.String(), target, x.began) {
 		return no("the chain of redirects is longer than " + strconv.Itoa(maxHops))
 	}
 	return nil
@@ -245,20 +285,28 @@ func (x *exchange) checkRedirect(resp *http.Response) error {
 
 // failed answers when there is no upstream answer to pass on.
 func (x *exchange) failed(err error) {
-	switch cause := context.Cause(x.in.Context()); {
-	case cause != nil: // of the server's own context: the client has gone
-		x.record.Outcome, x.record.Status = audit.ClientGone, 499
+	var fromClient error
+	if x.body != nil {
+		fromClient = x.body.failure()
+	}
+	switch cause := context.Cause(x.ctx); {
+	case errors.Is(cause, errClientStalled):
+		x.record.Outcome, x.record.Status, x.record.Reason = audit.Cut, statusClientGone, "client_stalled"
 		panic(http.ErrAbortHandler)
-	case errors.Is(err, errStalled) || errors.Is(err, context.Canceled):
-		if x.body != nil && x.body.inRead.Load() {
-			x.record.Outcome, x.record.Status, x.record.Reason = audit.Cut, 499, "client_stalled"
-			panic(http.ErrAbortHandler)
-		}
+	case errors.Is(cause, errStalled):
 		x.refuse(problem{code: upstreamTimeout, detail: "the server took no byte of the request for stall_timeout"})
+	case x.in.Context().Err() != nil || errors.Is(fromClient, io.ErrUnexpectedEOF):
+		x.record.Outcome, x.record.Status = audit.ClientGone, statusClientGone
+		panic(http.ErrAbortHandler)
+	case fromClient != nil:
+		x.refuse(problem{code: badRequest, detail: "the body's framing breaks RFC 9112"})
 	default:
 		x.refuse(classify(err))
 	}
 }
+
+// statusClientGone stands in the audit log where there was nobody to answer.
+const statusClientGone = 499
 
 // knownStatus maps a status that Orthanc does not know to one that it does
 // (Enumerations.h of Orthanc); unknown ones reach its users as "Parameter out of
@@ -269,6 +317,8 @@ func knownStatus(status int) int {
 		return status
 	case status == http.StatusTooManyRequests:
 		return http.StatusServiceUnavailable
+	case status == http.StatusProxyAuthRequired: // would look like the gateway's own
+		return http.StatusBadGateway
 	case status >= 400 && status <= 417, status >= 422 && status <= 424, status == 426,
 		status >= 500 && status <= 505, status == 507:
 		return status

@@ -72,7 +72,7 @@ func New(o Options) (*Gateway, error) {
 		own: own, stats: newStats(), handoff: newHandoff(), busy: newInflight(),
 	}
 	g.current.Store(snap)
-	if g.auth, err = newProxyAuth(p); err != nil {
+	if g.auth, err = newProxyAuth(p, &g.stats.connections); err != nil {
 		snap.close()
 		return nil, err
 	}
@@ -150,6 +150,10 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	_ = g.inner.Close()
 	_ = g.front.Close()
 	g.busy.cut()
+	select {
+	case <-g.busy.drain(): // what was cut writes its audit record
+	case <-flush.Done():
+	}
 	g.current.Load().close()
 	return cut
 }

@@ -1,6 +1,9 @@
 package gateway
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // inflight counts the requests and tunnels under way, so that a stop can wait
 // for them. Make it with newInflight.
@@ -9,12 +12,15 @@ type inflight struct {
 	n       int
 	stopped bool
 	zero    chan struct{} // closed when stopped and n is 0
-	ended   chan struct{} // closed when what is left is to be cut
-	once    sync.Once
+
+	ended context.Context // over when what is left is to be cut
+	cut   context.CancelFunc
 }
 
 func newInflight() *inflight {
-	return &inflight{zero: make(chan struct{}), ended: make(chan struct{})}
+	f := &inflight{zero: make(chan struct{})}
+	f.ended, f.cut = context.WithCancel(context.Background())
+	return f
 }
 
 // enter reports whether new work may begin; leave must follow.
@@ -61,6 +67,3 @@ func (f *inflight) draining() bool {
 	defer f.mu.Unlock()
 	return f.stopped
 }
-
-// cut tells tunnels to end now.
-func (f *inflight) cut() { f.once.Do(func() { close(f.ended) }) }

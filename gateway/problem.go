@@ -101,6 +101,14 @@ func (x *exchange) refuse(p problem) {
 	x.g.stats.refused(string(p.code))
 	h := x.w.Header()
 	h.Set("X-Gateway-Error", string(p.code))
+	switch p.code {
+	case overloaded, draining, authorityMismatch, clientNotAllowed, proxyAuthRequired:
+		h.Set("Connection", "close") // what follows on this connection would fare no better
+	}
+	if x.leftBehind() {
+		h.Set("Connection", "close")
+		_ = http.NewResponseController(x.w.ResponseWriter).EnableFullDuplex() // else the answer waits for the body
+	}
 	if doc.Status == http.StatusServiceUnavailable {
 		seconds := max(1, int64((p.retryAfter+time.Second-1)/time.Second))
 		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
@@ -189,10 +197,14 @@ func classify(err error) problem {
 	if corporate, ok := errors.AsType[errCorporateProxy](err); ok {
 		return problem{code: upstreamUnreachable, detail: corporate.Error(), hint: "check upstream_proxy under [proxy]"}
 	}
+	op, isOp := errors.AsType[*net.OpError](err)
+	if isOp && op.Op == "proxyconnect" { // how net/http names a failure to reach its proxy
+		return problem{code: upstreamUnreachable, detail: "upstream_proxy was not reached", hint: "check upstream_proxy under [proxy]"}
+	}
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 		return problem{code: upstreamTimeout, detail: "no answer in time", hint: "see response_timeout under [proxy], and the DICOMweb server's own log"}
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+	if isOp && op.Op == "dial" {
 		return problem{code: upstreamUnreachable, detail: "the connection was not accepted: " + op.Err.Error(), hint: "check host and port in the rule's url, and firewalls"}
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {

@@ -63,30 +63,32 @@ func (r *redirects) follow(client, from, to string, now time.Time) bool {
 	return true
 }
 
-// covered reports whether an inject or pass rule covers a redirect's target.
-func covered(t *rules.Table, target *url.URL) bool {
-	if target.User != nil || target.Scheme != "https" && target.Scheme != "http" {
-		return false
+// covered reports whether an inject or pass rule covers a redirect's target, and
+// returns the target as the client's next request will name it.
+func covered(t *rules.Table, to *url.URL) (target string, ok bool) {
+	if to.User != nil || to.Scheme != "https" && to.Scheme != "http" {
+		return "", false
 	}
 	port := uint16(443)
-	if target.Scheme == "http" {
+	if to.Scheme == "http" {
 		port = 80
 	}
-	a, err := rules.ParseAuthority(target.Host, port)
+	a, err := rules.ParseAuthority(to.Host, port)
 	if err != nil {
-		return false
+		return "", false
 	}
-	site := t.Site(target.Scheme, a)
+	site := t.Site(to.Scheme, a)
 	if site == nil {
-		return false
+		return "", false
 	}
-	path := target.EscapedPath()
+	path := to.EscapedPath()
 	if path == "" {
 		path = "/"
 	}
-	if target.Scheme == "https" && !site.Terminated() {
+	next := &url.URL{Scheme: to.Scheme, Host: a.String(), Opaque: "//" + a.String() + path, RawQuery: to.RawQuery}
+	if to.Scheme == "https" && !site.Terminated() {
 		path = "/" // tunnelled whole
 	}
 	rule, err := site.Match(path)
-	return err == nil && rule != nil && rule.Decision() != rules.Deny
+	return next.String(), err == nil && rule != nil && rule.Decision() != rules.Deny
 }

@@ -1,12 +1,14 @@
 package gateway
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync"
 
 	"orthanc-dicomweb-oauth/rules"
@@ -101,6 +103,25 @@ func (s *snapshot) close() {
 type upstream struct {
 	transport *http.Transport
 	dial      dialFunc
+	// unresolved judges the addresses that can be told without DNS, where a
+	// corporate proxy resolves names; nil otherwise, when the dialler judges all.
+	unresolved *addressPolicy
+}
+
+// permits refuses an authority that the corporate proxy must not be asked for.
+// What names resolve to is for that proxy to judge.
+func (u *upstream) permits(a rules.Authority) error {
+	if u.unresolved == nil {
+		return nil
+	}
+	ip, ok := a.IP()
+	if host := a.Host(); host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		ip, ok = netip.AddrFrom4([4]byte{127, 0, 0, 1}), true
+	}
+	if !ok {
+		return nil
+	}
+	return u.unresolved.check(ip)
 }
 
 // clientCertificate returns what the gateway shows to a rule's upstream: the
@@ -151,8 +172,16 @@ func newUpstream(key upstreamKey, allow []netip.Prefix, p rules.Proxy, corporate
 		IdleConnTimeout:        p.IdleTimeout,
 		MaxResponseHeaderBytes: 256 << 10,
 	}
+	up := &upstream{transport: t, dial: dial}
 	if corporate != nil {
 		t.Proxy = http.ProxyURL(corporate)
+		t.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode != http.StatusOK {
+				return errCorporateProxy{resp.StatusCode}
+			}
+			return nil
+		}
+		up.unresolved = &addressPolicy{allow: allow}
 	}
-	return &upstream{transport: t, dial: dial}, nil
+	return up, nil
 }

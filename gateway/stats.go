@@ -14,6 +14,7 @@ import (
 // stats counts what the admin API shows. It outlives reloads.
 type stats struct {
 	connections atomic.Int64
+	strangers   atomic.Int64 // connections of clients that are not admitted
 	untrusted   atomic.Int64 // clients that refused our certificate
 	stripped    atomic.Int64 // upstream errors whose body was kept from Orthanc
 

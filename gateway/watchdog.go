@@ -1,20 +1,23 @@
 package gateway
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
 // watchdog calls fire when nothing has been touched for limit while it is
-// started. It costs a touch no more than a clock reading. The zero value is not
-// usable; newWatchdog makes one that is paused.
+// started. It costs a touch no more than a clock reading. newWatchdog makes one
+// that is paused. After stop has returned, fire does not run.
 type watchdog struct {
 	limit time.Duration
 	fire  func()
 	base  time.Time
 	last  atomic.Int64 // nanoseconds since base
-	on    atomic.Bool
 	timer *time.Timer
+
+	mu sync.Mutex // held while fire runs
+	on bool
 }
 
 func newWatchdog(limit time.Duration, fire func()) *watchdog {
@@ -27,7 +30,9 @@ func newWatchdog(limit time.Duration, fire func()) *watchdog {
 // start begins or resumes watching.
 func (w *watchdog) start() {
 	w.touch()
-	w.on.Store(true)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.on = true
 	w.timer.Reset(w.limit)
 }
 
@@ -36,12 +41,16 @@ func (w *watchdog) touch() { w.last.Store(int64(time.Since(w.base))) }
 
 // stop pauses watching.
 func (w *watchdog) stop() {
-	w.on.Store(false)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.on = false
 	w.timer.Stop()
 }
 
 func (w *watchdog) check() {
-	if !w.on.Load() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.on {
 		return
 	}
 	idle := time.Since(w.base) - time.Duration(w.last.Load())

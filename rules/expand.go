@@ -39,7 +39,7 @@ func expand(s string, lookup func(string) (string, bool)) (expanded, error) {
 			}
 			name, fallback, hasFallback := strings.Cut(body, ":-")
 			if !validVariable(name) {
-				return e, fmt.Errorf("%q is not a variable name; write $$ for a literal $", name)
+				return e, fmt.Errorf("what stands in ${} is not a variable name; write $$ for a literal $") // and not shown: it may be a secret
 			}
 			value, set := lookup(name)
 			switch {

@@ -35,7 +35,7 @@ func (c *Config) Explain(method, rawURL string) (Explanation, error) {
 	}
 	site := c.Table.Site(u.Scheme, a)
 	if site == nil {
-		if c.Proxy.Unmatched == "pass" {
+		if c.Proxy.Unmatched == "pass" && (u.Scheme == "http" || c.Table.Site("http", a) == nil) {
 			e.Would, e.Why = "tunnel", fmt.Sprintf("no rule names %s, and unmatched = \"pass\"", a)
 			return e, nil
 		}

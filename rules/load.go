@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,6 +58,10 @@ func readProblem(err error) string {
 	return err.Error()
 }
 
+// quoted finds what the TOML library quotes from the file. It may be a secret
+// whose quotes were forgotten.
+var quoted = regexp.MustCompile(`"[^"]{2,}"`)
+
 func syntaxProblem(path string, err error) Problem {
 	pe, ok := errors.AsType[toml.ParseError](err)
 	if !ok {
@@ -66,6 +71,7 @@ func syntaxProblem(path string, err error) Problem {
 	if p.What == "" {
 		_, p.What, _ = strings.Cut(pe.Error(), ": ")
 	}
+	p.What = quoted.ReplaceAllString(p.What, `"…"`)
 	return p
 }
 
@@ -128,7 +134,10 @@ func (d *decoder) profile(name string, raw map[string]any, c *Config) {
 		d.problem(key+".type", "is missing", "one of "+strings.Join(token.Types(), ", "))
 		return
 	}
-	d.value(key+".type", typ, &p.Type)
+	said := len(d.problems)
+	if d.value(key+".type", typ, &p.Type); len(d.problems) > said {
+		return
+	}
 	if p.Settings = token.NewSettings(p.Type); p.Settings == nil {
 		hint := closest(p.Type, token.Types())
 		if hint == "" {

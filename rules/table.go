@@ -24,6 +24,9 @@ type Site struct {
 	depth      int              // slashes in the longest prefix
 	fallback   *Site            // the wildcard's site, for paths that no exact rule covers
 	terminated bool
+	// folded has the prefixes in lower case, if some of them are denied: many
+	// servers ignore case, and a deny rule must hold there too.
+	folded *Site
 }
 
 // Terminated reports whether the gateway ends TLS for this site, because at
@@ -56,17 +59,43 @@ func (t *Table) Site(scheme string, a Authority) *Site {
 // line (still percent-encoded, without query), or nil if no rule covers it.
 func (s *Site) Match(path string) (*Rule, error) {
 	rule := s.lookup(path)
-	if plainPath(path) {
-		return rule, nil
+	if !plainPath(path) {
+		decoded, err := decodedPath(path)
+		if err != nil {
+			return nil, err
+		}
+		if s.lookup(decoded) != rule {
+			return nil, ErrAmbiguousPath
+		}
+		path = decoded
 	}
-	decoded, err := decodedPath(path)
-	if err != nil {
-		return nil, err
-	}
-	if s.lookup(decoded) != rule {
-		return nil, ErrAmbiguousPath
+	for at := s; at != nil; at = at.fallback {
+		if at.folded != nil {
+			if r := at.folded.longest(strings.ToLower(path)); r != nil && r.Decision() == Deny {
+				return r, nil
+			}
+		}
+		if at.longest(path) != nil {
+			break // an exact host's rule goes before the wildcard's
+		}
 	}
 	return rule, nil
+}
+
+// fold builds the folded prefixes; of two that differ in case only, the denied one stays.
+func (s *Site) fold() {
+	f := &Site{prefixes: map[string]*Rule{}, depth: s.depth}
+	denied := false
+	for prefix, r := range s.prefixes {
+		low := strings.ToLower(prefix)
+		if have := f.prefixes[low]; have == nil || r.Decision() == Deny {
+			f.prefixes[low] = r
+		}
+		denied = denied || r.Decision() == Deny
+	}
+	if denied {
+		s.folded = f
+	}
 }
 
 func (s *Site) lookup(path string) *Rule {
@@ -116,6 +145,7 @@ func newTable(list []*Rule, duplicate func(r, earlier *Rule)) *Table {
 		s.terminated = s.terminated || r.Decision() == Inject
 	}
 	for key, s := range t.sites {
+		s.fold()
 		if key.wildcard || s.prefixes["/"] != nil {
 			continue
 		}

@@ -63,6 +63,7 @@ type Source struct {
 	notBefore    time.Time   // no acquisition before, after a failure
 	failures     int         // in a row
 	generation   uint64
+	refused      *Token    // dropped after a 401; comes back if no other can be had
 	lastReject   time.Time // when a 401 last caused an acquisition
 	lastRejected uint64    // the generation that was refused last
 	lastRefresh  time.Time
@@ -129,6 +130,9 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 		return nil, context.Cause(ctx)
 	}
 	if f.err != nil {
+		if t := s.token.Load(); t.usable(time.Now()) {
+			return t, nil // a refused one that came back
+		}
 		return nil, f.err
 	}
 	return f.token, nil
@@ -146,7 +150,8 @@ func (s *Source) Peek() *Token {
 // Reject tells that an upstream answered 401 to the token of this generation,
 // and reports whether another one is worth a try. The token is dropped and
 // acquired anew, once for all who report the same generation, and at most
-// every 30 s; a late report about an older token drops nothing.
+// every 30 s; a late report about an older token drops nothing. If no new token
+// can be had, the old one comes back: another upstream may accept it.
 func (s *Source) Reject(generation uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,6 +169,7 @@ func (s *Source) Reject(generation uint64) bool {
 	}
 	s.lastReject = now
 	s.token.Store(nil)
+	s.refused = t
 	s.log.Warn("upstream refused the token, acquiring a new one")
 	s.start()
 	return true
@@ -301,6 +307,8 @@ func (s *Source) land(f *flight, t *Token, err *Error) {
 	defer close(f.done)
 	s.flight = nil
 	now := time.Now()
+	refused := s.refused
+	s.refused = nil
 	if err == nil {
 		s.generation++
 		t.generation = s.generation
@@ -317,6 +325,9 @@ func (s *Source) land(f *flight, t *Token, err *Error) {
 	if s.ctx.Err() != nil {
 		f.err = &Unavailable{}
 		return
+	}
+	if refused != nil {
+		s.token.Store(refused) // other upstreams may well accept it
 	}
 	s.failures++
 	hold := min(firstBackoff<<min(s.failures-1, 16), s.life.MaxBackoff)

@@ -62,6 +62,9 @@ type Log struct {
 	done    sync.WaitGroup
 	path    string // "" when the sink is not a file of ours
 	out     io.Writer
+
+	mu     sync.RWMutex
+	closed bool
 }
 
 // Open returns a Log for target: "stdout", "stderr", "off" (nil) or a file that
@@ -107,6 +110,12 @@ func (l *Log) Write(r Record) {
 	if l == nil {
 		return
 	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.closed {
+		l.lost.Add(1)
+		return
+	}
 	select {
 	case l.records <- r:
 	default:
@@ -133,13 +142,16 @@ func (l *Log) Reopen() error {
 	return <-result
 }
 
-// Close writes what is queued and ends the log. Write and Reopen must not be
-// called after it.
+// Close writes what is queued and ends the log. What is written after it is
+// lost; Reopen must not be called after it.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
 	}
+	l.mu.Lock()
+	l.closed = true
 	close(l.records)
+	l.mu.Unlock()
 	l.done.Wait()
 	if f, ok := l.out.(*os.File); ok && l.path != "" {
 		return f.Close()

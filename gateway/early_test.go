@@ -1,0 +1,73 @@
+package gateway_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"orthanc-dicomweb-oauth/gateway/demo"
+)
+
+// A connection whose upload was answered before its body was read is either
+// said to close or good for the next request; it never just ends.
+func TestUnreadUploadsDoNotBreakTheConnection(t *testing.T) {
+	t.Parallel()
+	early := newDouble(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(413) })
+	for name, row := range map[string]struct {
+		s      setup
+		path   string
+		status int
+	}{
+		"no token":       {setup{token: "max_attempts = 1", before: func(p *demo.IdentityProvider) { p.Down(0) }}, "/studies", 503},
+		"refused":        {setup{}, "/a/%2e%2e/b", 400},
+		"answered early": {setup{up: early}, "/studies", 413},
+	} {
+		h := newHarness(t, row.s)
+		for i := range 200 {
+			method := []string{"PUT", "POST"}[i%2]
+			a, err := h.try(method, h.up.url+row.path, strings.NewReader("hello"))
+			if err != nil {
+				t.Errorf("%s: request %d: %v", name, i, err)
+				break
+			}
+			if a.status != row.status || a.err != nil {
+				t.Errorf("%s: got %d %v, want %d", name, a.status, a.err, row.status)
+			}
+		}
+	}
+}
+
+// Who sends the head of an upload and waits is answered at once.
+func TestRefusalDoesNotWaitForTheBody(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, setup{})
+	for _, framing := range []string{"Content-Length: 5", "Content-Length: 5000000", "Transfer-Encoding: chunked", "Expect: 100-continue\r\nContent-Length: 5"} {
+		c := secure(t, h.addr, h.authority(), "", h.roots())
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		if _, complaint := talk(c, "POST /a/../b HTTP/1.1\r\nHost: "+h.authority()+"\r\n"+framing+"\r\n\r\n").asProblem(400, "bad_request"); complaint != "" {
+			t.Errorf("%s: %s", framing, complaint)
+		}
+	}
+	if h.up.connections() != 0 {
+		t.Error("the server was dialled")
+	}
+}
+
+// The server's verdict on a large upload arrives while the upload is under way.
+func TestEarlyAnswerReachesAnUploadingClient(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, setup{up: newDouble(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadFull(r.Body, make([]byte, 10))
+		w.WriteHeader(413)
+		_, _ = io.WriteString(w, "too large")
+	})})
+	c := secure(t, h.addr, h.authority(), "", h.roots())
+	fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 50000000\r\n\r\n%s", h.authority(), strings.Repeat("a", 1000))
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if a := read(c).want(t, 413); a.body != "too large" {
+		t.Errorf("got %q", a.body)
+	}
+}

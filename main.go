@@ -28,6 +28,7 @@ import (
 	"orthanc-dicomweb-oauth/gateway/audit"
 	"orthanc-dicomweb-oauth/gateway/demo"
 	"orthanc-dicomweb-oauth/rules"
+	"orthanc-dicomweb-oauth/rules/orthancjson"
 )
 
 // version is set by the linker in releases; else the build's own is shown.
@@ -168,6 +169,16 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				},
 			},
 			{
+				Name: "import", Usage: "print a gateway.toml made from the OAuth settings of an orthanc.json",
+				UsageText: name + " import /etc/orthanc/orthanc.json > gateway.toml", ArgsUsage: "FILE", OnUsageError: badFlag("import"),
+				Action: func(c *cli.Context) error {
+					if c.NArg() != 1 {
+						return &usageError{"import needs the path of an orthanc.json", "such as: " + c.Command.UsageText}
+					}
+					return importFile(c.Args().First(), stdout, stderr)
+				},
+			},
+			{
 				Name: "version", Usage: "print the version", OnUsageError: badFlag("version"),
 				Action: func(*cli.Context) error {
 					_, err := fmt.Fprintln(stdout, name, buildVersion())
@@ -227,6 +238,27 @@ func match(path, method, url string, asJSON bool, stdout io.Writer) error {
 		rule = e.Rule
 	}
 	_, err = fmt.Fprintf(stdout, "rule:  %s\nwould: %s\nwhy:   %s\n", rule, strings.TrimSpace(e.Would+" "+e.Code), e.Why)
+	return err
+}
+
+// importFile is the import command.
+func importFile(path string, stdout, stderr io.Writer) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return &usageError{err.Error(), "name the orthanc.json, or a file with its OAuth section"}
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	converted, notes, err := orthancjson.Convert(text, filepath.Dir(abs))
+	if err != nil {
+		return &usageError{fmt.Sprintf("%s: %s", path, err), ""}
+	}
+	for _, note := range notes {
+		fmt.Fprintf(stderr, "note: %s\n", note)
+	}
+	_, err = stdout.Write(converted)
 	return err
 }
 

@@ -37,7 +37,12 @@ var metadata = [...]netip.Addr{
 // addressPolicy decides which addresses the data plane may dial. It is asked
 // after DNS, with the very address that is about to be dialled, so that no DNS
 // answer gets around it.
-type addressPolicy struct{ allow []netip.Prefix }
+type addressPolicy struct {
+	allow []netip.Prefix
+	// metadataOnly refuses cloud metadata services and nothing else, for the
+	// token plane: providers may well be on loopback.
+	metadataOnly bool
+}
 
 func (p *addressPolicy) check(ip netip.Addr) error {
 	ip = embeddedIPv4(ip.WithZone(""))
@@ -50,6 +55,9 @@ func (p *addressPolicy) check(ip netip.Addr) error {
 		if ip == m {
 			return &addressError{ip, "a cloud metadata service"}
 		}
+	}
+	if p.metadataOnly {
+		return nil
 	}
 	switch {
 	case ip.IsUnspecified():

@@ -64,10 +64,13 @@ func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapsho
 			return nil, err
 		}
 	}
-	env := token.Env{Dial: own.guard(nil), Proxy: s.corporate}
 	acquirers := map[string]token.Acquirer{}
 	for name, p := range c.Profiles {
-		a, err := p.Settings.Acquirer(env)
+		policy := &addressPolicy{metadataOnly: true}
+		if m, ok := p.Settings.(token.MetadataUser); ok && m.AsksMetadata() {
+			policy = nil
+		}
+		a, err := p.Settings.Acquirer(token.Env{Dial: own.guard(policy), Proxy: s.corporate})
 		if err != nil {
 			return nil, fmt.Errorf("profile %q: %w", name, err)
 		}

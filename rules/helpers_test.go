@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -80,6 +81,12 @@ func newPair(t testing.TB) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return selfSigned(t, private), pkcs8(t, private)
+}
+
+// selfSigned returns a PEM certificate of a key.
+func selfSigned(t testing.TB, private crypto.Signer) string {
+	t.Helper()
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 	}
@@ -87,10 +94,15 @@ func newPair(t testing.TB) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// pkcs8 returns a key in PEM.
+func pkcs8(t testing.TB, private crypto.Signer) string {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }

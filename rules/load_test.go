@@ -1,8 +1,13 @@
 package rules
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
@@ -128,7 +133,26 @@ func TestExamplesLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, _ := newPair(t)
+	cert, key := newPair(t)
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	curveKey, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "orthanc@project.iam.gserviceaccount.com", "private_key_id": "1",
+		"private_key": pkcs8(t, rsaKey), "token_uri": "https://oauth2.googleapis.com/token",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{
+		"hospital-ca.pem": cert, "client-cert.pem": cert, "client-key.pem": key, "smart-key.pem": pkcs8(t, curveKey),
+		"azure-cert.pem": selfSigned(t, rsaKey), "azure-key.pem": pkcs8(t, rsaKey), "google-service-account.json": string(account),
+	}
 	for _, example := range append(examples, "testdata/design.toml") {
 		t.Run(filepath.Base(example), func(t *testing.T) {
 			text, err := os.ReadFile(example)
@@ -136,7 +160,9 @@ func TestExamplesLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			path := writeConfig(t, string(text))
-			write(t, filepath.Join(filepath.Dir(path), "hospital-ca.pem"), cert, 0o644)
+			for name, content := range files {
+				write(t, filepath.Join(filepath.Dir(path), name), content, 0o600)
+			}
 			c, err := Load(path, anyVariable)
 			if err != nil {
 				t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"orthanc-dicomweb-oauth/gateway/audit"
+	"orthanc-dicomweb-oauth/token"
 )
 
 // Why a transfer was ended whose body stopped moving.
@@ -141,17 +142,14 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 	generation := uint64(0)
 	if x.source != nil {
 		t, err := x.source.Token(out.Context())
-		if err == nil {
-			err = t.Apply(req)
-		}
 		if err != nil {
-			if ctxErr := context.Cause(out.Context()); ctxErr != nil {
-				return nil, 0, ctxErr
-			}
-			return nil, 0, &refusal{unavailable(x.snap.config.Profiles[x.rule.Profile], err)}
+			return nil, 0, x.noCredential(err)
 		}
 		generation = t.Generation()
 		x.record.TokenAge = t.Age().Seconds()
+		if err := x.putOn(t, req); err != nil {
+			return nil, 0, x.noCredential(err)
+		}
 	}
 	x.record.Attempts++
 	if x.body != nil {
@@ -179,6 +177,49 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 	passed.Trailer = nil
 	passed.Request = out
 	return &passed, generation, nil
+}
+
+// putOn puts the credential on a request. One that signs may read the whole body
+// for it, and send a copy.
+func (x *exchange) putOn(t *token.Token, req *http.Request) error {
+	if x.body == nil {
+		return t.Apply(req)
+	}
+	x.asking.start()
+	body := req.Body
+	if err := t.Apply(req); err != nil {
+		return err
+	}
+	if req.Body != body {
+		req.Body = &watchedBody{req.Body, x.asking}
+		if again := req.GetBody; again != nil {
+			req.GetBody = func() (io.ReadCloser, error) {
+				copied, err := again()
+				return &watchedBody{copied, x.asking}, err
+			}
+		}
+	}
+	return nil
+}
+
+// watchedBody tells the watchdog that a copy of the body moves.
+type watchedBody struct {
+	io.ReadCloser
+	watch *watchdog
+}
+
+// Read implements [io.Reader].
+func (b *watchedBody) Read(p []byte) (int, error) {
+	b.watch.touch()
+	return b.ReadCloser.Read(p)
+}
+
+// noCredential is the error of a request that got no credential.
+func (x *exchange) noCredential(err error) error {
+	if x.ctx.Err() != nil || x.body != nil && x.body.failure() != nil {
+		return err // stalled, or the client's own fault
+	}
+	return &refusal{unavailable(x.snap.config.Profiles[x.rule.Profile], err)}
 }
 
 // maxRejection is how much of a 401's body is kept, in case it has to be passed on.

@@ -262,18 +262,15 @@ func (r *refusal) Error() string { return string(r.problem.code) }
 // unavailable is the problem for a request whose credential cannot be had.
 func unavailable(profile *rules.Profile, err error) problem {
 	p := problem{code: tokenUnavailable, detail: fmt.Sprintf("profile %q has no usable credential", profile.Name)}
-	u, ok := errors.AsType[*token.Unavailable](err)
-	if !ok {
-		return p
+	if u, ok := errors.AsType[*token.Unavailable](err); ok {
+		p.retryAfter = u.RetryAfter
 	}
-	p.retryAfter = u.RetryAfter
-	if u.Cause == nil {
-		return p
-	}
-	p.detail += ": " + u.Cause.Code
-	p.hint = u.Cause.Hint
-	if u.Cause.Key != "" {
-		p.hint += fmt.Sprintf(" (profile.%s.%s)", profile.Name, u.Cause.Key)
+	if cause, ok := errors.AsType[*token.Error](err); ok {
+		p.detail += ": " + cause.Code
+		p.hint = cause.Hint
+		if cause.Key != "" {
+			p.hint += fmt.Sprintf(" (profile.%s.%s)", profile.Name, cause.Key)
+		}
 	}
 	return p
 }

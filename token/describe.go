@@ -17,7 +17,13 @@ func (t *Token) Describe() string {
 			said = append(said, claim+" "+claimText(v))
 		}
 	}
-	if said == nil {
+	switch {
+	case said != nil:
+	case t.sign != nil:
+		said = append(said, "signs each request")
+	case t.header != "" || t.scheme != "":
+		said = append(said, "configured")
+	default:
 		said = append(said, "not a JWT, so that its claims are unknown")
 	}
 	if !t.Expires.IsZero() {

@@ -74,8 +74,8 @@ func (j *JWTBearer) Acquirer(env Env) (Acquirer, error) {
 		got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, client))
 		if err != nil {
 			e := networkError(err)
-			if e.Code == "invalid_grant" && e.Description == "" {
-				e.Key, e.Hint = "key_file", "the provider refused the assertion; check assertion_issuer, assertion_subject, assertion_audience, key_file and key_id, and the clock"
+			if e.Class == Permanent && e.Description == "" && e.Key != "scopes" && e.Key != "token_endpoint" {
+				e.Key, e.Hint = "key_file", "the provider refused the assertion; check assertion_issuer, assertion_subject, assertion_audience, key_file, key_id and params, and the clock"
 			}
 			return Token{}, e
 		}

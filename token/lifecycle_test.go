@@ -375,7 +375,7 @@ func TestSourceLogsItsLifeWithoutTheToken(t *testing.T) {
 		s.Close()
 		text := log.String()
 		for _, want := range []string{
-			`"msg":"token acquired"`, `"warning":"fewer scopes"`, `"level":"ERROR","msg":"token not acquired","code":"invalid_scope","class":"permanent","key":"scopes","hint":"check scopes"`,
+			`"msg":"token acquired"`, `"warning":"fewer scopes"`, `"level":"WARN","msg":"token not acquired","code":"invalid_scope","class":"permanent","key":"scopes","hint":"check scopes"`,
 			`"status":400`, `"msg":"upstream refused the token, acquiring a new one"`,
 		} {
 			if !strings.Contains(text, want) {

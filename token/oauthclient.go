@@ -99,7 +99,7 @@ func (c *OAuthClient) Check(report Report) {
 	}
 	c.checkAuth(report)
 	for name := range c.Params {
-		if slices.Contains([]string{"grant_type", "scope", "client_id", "client_secret", "client_assertion", "client_assertion_type", "audience", "resource"}, name) {
+		if slices.Contains([]string{"grant_type", "scope", "client_id", "client_secret", "client_assertion", "client_assertion_type", "audience", "resource", "refresh_token", "subject_token", "subject_token_type", "requested_token_type"}, name) {
 			report("params."+name, "is set by the gateway itself", "use the profile's own key for it")
 		}
 	}
@@ -133,7 +133,7 @@ func (c *OAuthClient) checkAuth(report Report) {
 		if a := c.AssertionAudience; a == "issuer" && c.Issuer == "" {
 			report("assertion_audience", "there is no issuer", "give issuer instead of token_endpoint, or write the audience as a URL")
 		} else if u, err := url.Parse(a); a != "" && a != "issuer" && a != "token_endpoint" && (err != nil || u.Scheme == "") {
-			report("assertion_audience", fmt.Sprintf("%q is not token_endpoint, issuer or a URL", a), "")
+			report("assertion_audience", fmt.Sprintf("%q is not token_endpoint, issuer or a URL", a), "leave it out if the provider documents no audience")
 		}
 	case tlsClientAuth:
 		if _, err := tls.LoadX509KeyPair(string(c.CertFile), string(c.KeyFile)); err != nil {
@@ -208,7 +208,9 @@ func newTokenEndpoint(c *OAuthClient, env Env) (*tokenEndpoint, error) {
 // presentCertificate makes a client of newClient show a certificate, read anew
 // for each handshake so that it can be replaced.
 func presentCertificate(h *http.Client, cert File, key PrivateFile) {
-	h.Transport.(*guard).base.(*http.Transport).TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	transport := h.Transport.(*guard).base.(*http.Transport)
+	transport.DisableKeepAlives = true // a kept connection would go on with the old certificate
+	transport.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		pair, err := tls.LoadX509KeyPair(string(cert), string(key))
 		if err != nil {
 			return nil, &Error{Class: Transient, Code: "secret_unreadable", Key: "cert_file", Hint: "check cert_file and key_file: " + err.Error()}
@@ -281,10 +283,13 @@ func (e *tokenEndpoint) ask(ctx context.Context, grant url.Values) (answer, erro
 
 // explainClient names the key to check for a client that was refused.
 func explainClient(e *Error, auth string) *Error {
-	if e.Code != "invalid_client" || e.Description != "" {
+	refused := e.Class == Permanent && (e.Code == "invalid_client" || e.Status == http.StatusUnauthorized)
+	if !refused || e.Description != "" { // a description is a better explanation already
 		return e
 	}
 	switch auth {
+	default: // Keycloak calls a wrong secret unauthorized_client
+		e.Key, e.Hint = "client_secret", refusals["invalid_client"].hint
 	case privateKeyJWT:
 		e.Key = "key_file"
 		e.Hint = "the provider refused the client's assertion; check client_id, key_file, key_id, key_alg and assertion_audience, and that the provider has the public key"

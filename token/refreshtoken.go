@@ -37,7 +37,7 @@ func (r *RefreshToken) Check(report Report) {
 		report("refresh_token", "is missing", "give refresh_token_file")
 	}
 	if !slices.Contains([]string{"", rotationFail, rotationMemory, rotationWriteBack}, r.Rotation) {
-		report("rotation", fmt.Sprintf("%q is not one of fail, memory, write-back", r.Rotation), "")
+		report("rotation", fmt.Sprintf("%q is not one of fail, memory, write-back", r.Rotation), "leave it out for fail")
 	}
 	if r.Rotation == rotationWriteBack && r.RefreshToken.File() == "" {
 		report("rotation", "write-back needs a file to write to", "give refresh_token_file instead of refresh_token")
@@ -80,11 +80,11 @@ func (a *refreshToken) Acquire(ctx context.Context) (Token, error) {
 		current = a.rotated
 	}
 	got, err := a.endpoint.ask(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {current.Reveal()}})
+	if next := got.refresh; !next.Empty() && next.Reveal() != current.Reveal() {
+		a.rotate(next, &got.Token) // even if the access token is of no use: the old one is used up
+	}
 	if err != nil {
 		return Token{}, explainGrant(err, "refresh_token", "the refresh token is expired, revoked or used up; put a new one into refresh_token")
-	}
-	if next := got.refresh; !next.Empty() && next.Reveal() != current.Reveal() {
-		a.rotate(next, &got.Token)
 	}
 	return got.Token, nil
 }

@@ -91,21 +91,32 @@ func TestThirtySecondsOf401sAcquireOnce(t *testing.T) {
 	})
 }
 
-// The rejected token is dropped at once, a provider that fails gives no other,
-// and no request gets the refused one again.
-func TestRejectedTokenIsNeverServedAgain(t *testing.T) {
+// The rejected token is dropped at once; whoever comes meanwhile waits for the
+// new one. When the provider gives none, the old one comes back: the upstream
+// that refused it may not be the only one, and another may accept it.
+func TestRejectedTokenComesBackWhenNoOtherCanBeHad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := open(t, once(issues(0, time.Hour), fails(permanent)))
+		s, p := open(t, once(issues(0, time.Hour), func(ctx context.Context, call int) (token.Token, error) {
+			time.Sleep(5 * time.Second)
+			return fails(permanent)(ctx, call)
+		}))
 		synctest.Wait()
 		if !s.Reject(1) {
 			t.Fatal("Reject promised no other token")
 		}
-		for range 100 {
-			_ = refused(t, s)
-			time.Sleep(time.Second)
+		if s.Peek() != nil {
+			t.Error("the rejected token is served while another one is asked for")
 		}
-		if got := s.Status().State; got != token.Unusable {
-			t.Errorf("state %q, want unavailable", got)
+		began := time.Now()
+		got, err := s.Token(t.Context())
+		if err != nil || got.Generation() != 1 || time.Since(began) != 5*time.Second {
+			t.Errorf("Token: %v, %v after %v, want generation 1 after 5s", got, err, time.Since(began))
+		}
+		if state := s.Status().State; state != token.Stale {
+			t.Errorf("state %q, want stale", state)
+		}
+		if s.Reject(1) || len(p.calls()) != 2 {
+			t.Errorf("a second Reject asks the provider again: %d calls", len(p.calls()))
 		}
 	})
 }

@@ -139,7 +139,23 @@ var types = [...]struct {
 	{"refresh_token", func() Settings { return &RefreshToken{} }},
 	{"jwt_bearer", func() Settings { return &JWTBearer{} }},
 	{"token_exchange", func() Settings { return &TokenExchange{} }},
+	{"azure_managed_identity", func() Settings { return &AzureManagedIdentity{} }},
+	{"azure_workload_identity", func() Settings { return &AzureWorkloadIdentity{} }},
+	{"azure_client_secret", func() Settings { return &AzureClientSecret{} }},
+	{"azure_client_certificate", func() Settings { return &AzureClientCertificate{} }},
+	{"google_service_account", func() Settings { return &GoogleServiceAccount{Fetching: googleFetching()} }},
+	{"google_authorized_user", func() Settings { return &GoogleAuthorizedUser{Fetching: googleFetching()} }},
+	{"google_external_account", func() Settings { return &GoogleExternalAccount{Fetching: googleFetching()} }},
+	{"google_metadata", func() Settings { return &GoogleMetadata{Fetching: googleFetching(), ServiceAccount: "default"} }},
+	{"aws_sigv4", func() Settings { return &AWSSigV4{} }},
+	{"static_bearer", func() Settings { return &StaticBearer{} }},
+	{"basic", func() Settings { return &Basic{} }},
+	{"api_key", func() Settings { return &APIKey{} }},
 }
+
+// MetadataUser is implemented by the settings of types that ask the cloud's
+// metadata service; the token plane of all others cannot reach it.
+type MetadataUser interface{ AsksMetadata() bool }
 
 // Types returns the names of the profile types.
 func Types() []string {

@@ -12,6 +12,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -48,7 +49,12 @@ func newClient(env Env, ca File) (*http.Client, error) {
 		ForceAttemptHTTP2:      true,
 	}
 	if env.Proxy != nil {
-		base.Proxy = http.ProxyURL(env.Proxy)
+		base.Proxy = func(r *http.Request) (*url.URL, error) {
+			if loopback(r.URL.Hostname()) {
+				return nil, nil // the proxy's loopback is not ours
+			}
+			return env.Proxy, nil
+		}
 	}
 	return &http.Client{
 		Transport:     &guard{base: base},
@@ -59,7 +65,12 @@ func newClient(env Env, ca File) (*http.Client, error) {
 // guard stands between a token endpoint and the library that asks it. Every
 // answer that is not a sound success becomes an [*Error] here, so that no
 // library gets to put a body, a URL or a token into an error text.
-type guard struct{ base http.RoundTripper }
+type guard struct {
+	base http.RoundTripper
+	// answer checks the body of a success and returns what the library gets to
+	// read. Nil stands for JSON, and for a POST an OAuth token answer.
+	answer func(resp *http.Response, body []byte) ([]byte, error)
+}
 
 // RoundTrip implements [http.RoundTripper].
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -80,18 +91,22 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, oddAnswer(resp, "the provider answers with a redirect, which is never followed; give its final URL")
 	case resp.StatusCode != http.StatusOK:
 		return nil, refusal(resp, body)
+	case g.answer != nil:
+		body, err = g.answer(resp, body)
 	case !json.Valid(body):
-		return nil, oddAnswer(resp, "the answer is not JSON; a captive portal or TLS-inspecting proxy may stand before the provider")
+		return nil, oddAnswer(resp, notJSON)
+	case req.Method == http.MethodPost:
+		body, err = tokenAnswer(resp, body)
 	}
-	if req.Method == http.MethodPost {
-		if body, err = tokenAnswer(resp, body); err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	resp.ContentLength = int64(len(body))
 	return resp, nil
 }
+
+const notJSON = "the answer is not JSON; a captive portal or TLS-inspecting proxy may stand before the provider"
 
 // lifetimeKey is the name under which tokenAnswer hands expires_in on, since
 // x/oauth2 refuses the whole token for spellings that providers do use, such as

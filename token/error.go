@@ -2,6 +2,7 @@ package token
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -42,6 +43,22 @@ type Error struct {
 	Hint string
 	// RetryAfter is the pause that the provider asked for, 0 if none.
 	RetryAfter time.Duration
+	// Skew is how far this machine's clock is ahead of the provider's; 0 when
+	// they agree within 30 s, or when that is not known.
+	Skew time.Duration
+}
+
+// tellClock adds to the hint that the clocks differ, if they do: assertions and
+// tokens are refused for that, by errors that do not say so.
+func (e *Error) tellClock() {
+	if e.Class != Permanent || e.Skew == 0 || strings.Contains(e.Hint, "set the clock") {
+		return
+	}
+	direction := "ahead of"
+	if e.Skew < 0 {
+		direction = "behind"
+	}
+	e.Hint += fmt.Sprintf("; also set the clock: it is %s %s the provider's", e.Skew.Abs().Round(time.Second), direction)
 }
 
 // Error returns what is wrong and what to change, without the provider's text.

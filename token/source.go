@@ -265,6 +265,7 @@ func (s *Source) attempt(ctx context.Context) (Token, *Error) {
 	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		e.RetryAfter = min(e.RetryAfter, maxRetryAfter)
+		e.tellClock()
 		return Token{}, e
 	}
 	return Token{}, networkError(err)

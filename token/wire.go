@@ -152,7 +152,8 @@ func oddAnswer(resp *http.Response, hint string) *Error {
 // provider's own words stay out: they may echo what was sent.
 func refusal(resp *http.Response, body []byte) *Error {
 	var answer struct {
-		Code string `json:"error"`
+		Code        string `json:"error"`
+		Description string `json:"error_description"`
 	}
 	_ = json.Unmarshal(body, &answer) // anything else has no code
 	e := &Error{Class: Transient, Status: resp.StatusCode, Code: "provider_answer", RetryAfter: retryAfter(resp)}
@@ -171,6 +172,10 @@ func refusal(resp *http.Response, body []byte) *Error {
 	default:
 		e.Class, e.Key, e.Hint = Permanent, "token_endpoint", "check token_endpoint: this does not look like the answer of an OAuth 2.0 token endpoint"
 	}
+	if ahead, known := clockAhead(resp); known && ahead.Abs() > tellSkew {
+		e.Skew = ahead
+	}
+	explainAADSTS(e, resp, answer.Description)
 	return e
 }
 

@@ -81,14 +81,14 @@ func TestServerThatIsDownIsSaidToBe(t *testing.T) {
 }
 
 // headTimeout is header_timeout where a test waits for its end.
-const headTimeout = 200 * time.Millisecond
+const headTimeout = 400 * time.Millisecond
 
 // slowHead reports whether the proxy ends a tunnel whose client stops in the
 // middle of a request line.
 func (a *arena) slowHead(t *testing.T) bool {
 	t.Helper()
 	c := secure(t, a.addr, a.good.authority(), "", a.roots)
-	_ = c.SetDeadline(time.Now().Add(8 * headTimeout))
+	_ = c.SetDeadline(time.Now().Add(4 * headTimeout))
 	return !errors.Is(talk(c, "GET / HT").err, os.ErrDeadlineExceeded)
 }
 
@@ -96,13 +96,13 @@ func (a *arena) slowHead(t *testing.T) bool {
 func (a *arena) noHello(t *testing.T) bool {
 	t.Helper()
 	c := connect(t, a.addr, a.good.authority())
-	_ = c.SetDeadline(time.Now().Add(8 * headTimeout))
+	_ = c.SetDeadline(time.Now().Add(4 * headTimeout))
 	return !errors.Is(talk(c, "").err, os.ErrDeadlineExceeded)
 }
 
 func TestSilentClientsAreLetGo(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, setup{proxy: `header_timeout = "200ms"`})
+	h := newHarness(t, setup{proxy: `header_timeout = "400ms"`})
 	a := &arena{h.addr, h.roots(), h.up, nil}
 	reference := goproxysOwnLoop(t)
 	for name, check := range map[string]func(*arena) bool{

@@ -276,6 +276,9 @@ func TestTargetIsNotRewritten(t *testing.T) {
 			t.Errorf("%q: arrived as %q", target, got)
 		}
 	}
+	// What would have to be rewritten is refused: bytes that net/url encodes, in a
+	// path that looks like an authority.
+	h.raw("GET //a|b HTTP/1.1\r\nHost: {good}\r\n\r\n").problem(t, 400, "bad_request")
 	// Absolute-form becomes origin-form.
 	h.raw("GET https://{good}/a%2Fb?c=d|e HTTP/1.1\r\nHost: {good}\r\n\r\n").want(t, 200)
 	if got := h.up.last(t).target; got != "/a%2Fb?c=d|e" {

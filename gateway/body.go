@@ -59,7 +59,7 @@ func (b *requestBody) replayable() bool {
 func (b *requestBody) failure() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == io.EOF {
+	if errors.Is(b.err, io.EOF) {
 		return nil
 	}
 	return b.err

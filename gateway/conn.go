@@ -210,7 +210,7 @@ func (c *prefixConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return c.Conn.Close()
+	return c.Close()
 }
 
 // replayConn returns c with what a parser has read ahead put back before it.

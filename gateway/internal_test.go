@@ -3,10 +3,13 @@ package gateway
 import (
 	"context"
 	"encoding/base64"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -213,4 +216,31 @@ func TestWatchdogFiresOnlyWhenNothingMoves(t *testing.T) {
 			t.Errorf("it fired %d times, want once", n)
 		}
 	})
+}
+
+func TestBodyIsSentAgainFromItsFirstByteOrNotAtAll(t *testing.T) {
+	for size, again := range map[int]bool{0: true, 10: true, replayWindow: true, replayWindow + 1: false} {
+		text := strings.Repeat("a", size)
+		b := &requestBody{src: strings.NewReader(text), watch: newWatchdog(time.Hour, func() {})}
+		first, ok := b.attempt()
+		if !ok {
+			t.Fatal("no first attempt")
+		}
+		if got, err := io.ReadAll(first); err != nil || string(got) != text {
+			t.Errorf("%d bytes: got %d, %v", size, len(got), err)
+		}
+		second, ok := b.attempt()
+		if ok != again || b.replayable() != again {
+			t.Errorf("%d bytes: another attempt is possible: %v, want %v", size, ok, again)
+		}
+		if !ok {
+			continue
+		}
+		if _, err := first.Read(make([]byte, 1)); !errors.Is(err, errDetached) {
+			t.Errorf("the first attempt reads on: %v", err)
+		}
+		if got, err := io.ReadAll(second); err != nil || string(got) != text {
+			t.Errorf("%d bytes: got %d again, %v", size, len(got), err)
+		}
+	}
 }

@@ -23,7 +23,7 @@ type AzureManagedIdentity struct {
 }
 
 // AsksMetadata implements [MetadataUser].
-func (a *AzureManagedIdentity) AsksMetadata() bool { return true }
+func (m *AzureManagedIdentity) AsksMetadata() bool { return true }
 
 // Check implements [Settings].
 func (m *AzureManagedIdentity) Check(report Report) {

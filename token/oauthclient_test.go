@@ -392,7 +392,7 @@ func full(t *testing.T, e *endpoint) (profiles map[string]token.Settings, secret
 	bearer.CAFile, bearer.KeyFile = e.ca, token.PrivateFile(file(t, signing))
 	profiles = map[string]token.Settings{
 		"refresh_token":  &token.RefreshToken{OAuthClient: oauth(""), RefreshToken: token.SecretValue(token.NewSecret(refresh0))},
-		"token_exchange": &token.TokenExchange{OAuthClient: oauth(""), SubjectToken: token.SecretFile(string(file(t, []byte(subjectToken))))},
+		"token_exchange": &token.Exchange{OAuthClient: oauth(""), SubjectToken: token.SecretFile(string(file(t, []byte(subjectToken))))},
 		"jwt_bearer":     bearer,
 	}
 	for _, auth := range []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth"} {
@@ -417,7 +417,7 @@ func tomlKeys(typ reflect.Type, known map[string]bool) {
 // one that this profile has or can have, and never a secret that it does not use.
 func TestHintNamesKeysThatTheProfileHas(t *testing.T) {
 	all := map[string]bool{}
-	for _, typ := range []any{token.ClientCredentials{}, token.RefreshToken{}, token.JWTBearer{}, token.TokenExchange{}} {
+	for _, typ := range []any{token.ClientCredentials{}, token.RefreshToken{}, token.JWTBearer{}, token.Exchange{}} {
 		tomlKeys(reflect.TypeOf(typ), all)
 	}
 	word := regexp.MustCompile(`[a-z]+(_[a-z]+)+`)
@@ -546,7 +546,7 @@ func TestParamsCannotReplaceWhatTheGrantSends(t *testing.T) {
 			switch c := c.(type) {
 			case *token.RefreshToken:
 				c.Params = map[string]string{param: "x"}
-			case *token.TokenExchange:
+			case *token.Exchange:
 				c.Params = map[string]string{param: "x"}
 			case *token.JWTBearer:
 				c.Params = map[string]string{param: "x"}

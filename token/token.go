@@ -138,7 +138,7 @@ var types = [...]struct {
 	{"client_credentials", func() Settings { return &ClientCredentials{} }},
 	{"refresh_token", func() Settings { return &RefreshToken{} }},
 	{"jwt_bearer", func() Settings { return &JWTBearer{} }},
-	{"token_exchange", func() Settings { return &TokenExchange{} }},
+	{"token_exchange", func() Settings { return &Exchange{} }},
 	{"azure_managed_identity", func() Settings { return &AzureManagedIdentity{} }},
 	{"azure_workload_identity", func() Settings { return &AzureWorkloadIdentity{} }},
 	{"azure_client_secret", func() Settings { return &AzureClientSecret{} }},

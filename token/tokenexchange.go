@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// TokenExchange are the keys of the type token_exchange: another token is
+// Exchange are the keys of the type token_exchange: another token is
 // exchanged for one that the DICOMweb server takes (RFC 8693).
-type TokenExchange struct {
+type Exchange struct {
 	OAuthClient
 	// SubjectToken is the token to exchange, mostly from a file that somebody
 	// else keeps fresh.
@@ -21,7 +21,7 @@ type TokenExchange struct {
 }
 
 // Check implements [Settings].
-func (x *TokenExchange) Check(report Report) {
+func (x *Exchange) Check(report Report) {
 	x.OAuthClient.Check(report)
 	if x.SubjectToken.IsZero() {
 		report("subject_token", "is missing", "give subject_token_file")
@@ -34,7 +34,7 @@ func (x *TokenExchange) Check(report Report) {
 }
 
 // Acquirer implements [Settings].
-func (x *TokenExchange) Acquirer(env Env) (Acquirer, error) {
+func (x *Exchange) Acquirer(env Env) (Acquirer, error) {
 	endpoint, err := newTokenEndpoint(&x.OAuthClient, env)
 	if err != nil {
 		return nil, err

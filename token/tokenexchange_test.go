@@ -17,13 +17,13 @@ func TestTokenExchangeRequestOnTheWire(t *testing.T) {
 	const grant = "urn:ietf:params:oauth:grant-type:token-exchange"
 	for _, row := range []struct {
 		name   string
-		change func(*token.TokenExchange)
+		change func(*token.Exchange)
 		want   url.Values
 	}{
-		{name: "what is not said", change: func(*token.TokenExchange) {}, want: url.Values{
+		{name: "what is not said", change: func(*token.Exchange) {}, want: url.Values{
 			"grant_type": {grant}, "subject_token": {subjectToken}, "subject_token_type": {"urn:ietf:params:oauth:token-type:jwt"},
 		}},
-		{name: "all keys", change: func(c *token.TokenExchange) {
+		{name: "all keys", change: func(c *token.Exchange) {
 			c.SubjectTokenType, c.RequestedTokenType = "urn:ietf:params:oauth:token-type:id_token", "urn:ietf:params:oauth:token-type:access_token"
 			c.Scopes, c.Audience, c.Resource = []string{"a", "b"}, "dicom", token.Strings{"https://one.test", "https://two.test"}
 			c.Params = map[string]string{"x": "y"}
@@ -35,7 +35,7 @@ func TestTokenExchangeRequestOnTheWire(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			e := serve(t, answers(200, nil, `{"access_token":"`+accessToken+`","token_type":"Bearer","expires_in":60,"issued_token_type":"urn:ietf:params:oauth:token-type:access_token"}`))
-			c := &token.TokenExchange{OAuthClient: e.settings().OAuthClient, SubjectToken: token.SecretValue(token.NewSecret(subjectToken))}
+			c := &token.Exchange{OAuthClient: e.settings().OAuthClient, SubjectToken: token.SecretValue(token.NewSecret(subjectToken))}
 			row.change(c)
 			acquire(t, c)
 			if diff := cmp.Diff(row.want, e.requests()[0].Form); diff != "" {
@@ -49,7 +49,7 @@ func TestTokenExchangeRequestOnTheWire(t *testing.T) {
 func TestSubjectTokenFileIsReadAtEachAttempt(t *testing.T) {
 	e := serve(t, answers(200, nil, goodAnswer))
 	path := string(file(t, nil))
-	a := build(t, &token.TokenExchange{OAuthClient: e.settings().OAuthClient, SubjectToken: token.SecretFile(path)})
+	a := build(t, &token.Exchange{OAuthClient: e.settings().OAuthClient, SubjectToken: token.SecretFile(path)})
 	for _, content := range []string{"first\n", "second"} {
 		overwrite(t, path, []byte(content))
 		if _, err := a.Acquire(t.Context()); err != nil {
@@ -73,22 +73,22 @@ func TestSubjectTokenFileIsReadAtEachAttempt(t *testing.T) {
 func TestCheckNamesEachMistakeOfTokenExchange(t *testing.T) {
 	for _, row := range []struct {
 		name   string
-		change func(*token.TokenExchange)
+		change func(*token.Exchange)
 		want   []string
 	}{
-		{name: "none", change: func(*token.TokenExchange) {}},
-		{name: "none, other types", change: func(c *token.TokenExchange) {
+		{name: "none", change: func(*token.Exchange) {}},
+		{name: "none, other types", change: func(c *token.Exchange) {
 			c.SubjectTokenType, c.RequestedTokenType = "urn:ietf:params:oauth:token-type:id_token", "https://types.test/x"
 		}},
-		{name: "no subject token", change: func(c *token.TokenExchange) { c.SubjectToken = token.SecretSource{} }, want: []string{"subject_token: is missing"}},
+		{name: "no subject token", change: func(c *token.Exchange) { c.SubjectToken = token.SecretSource{} }, want: []string{"subject_token: is missing"}},
 		{
-			name: "types that are not URIs", change: func(c *token.TokenExchange) { c.SubjectTokenType, c.RequestedTokenType = "jwt", "access_token" },
+			name: "types that are not URIs", change: func(c *token.Exchange) { c.SubjectTokenType, c.RequestedTokenType = "jwt", "access_token" },
 			want: []string{"requested_token_type: is not a URI", "subject_token_type: is not a URI"},
 		},
-		{name: "no client secret", change: func(c *token.TokenExchange) { c.ClientSecret = token.SecretSource{} }, want: []string{"client_secret: is missing"}},
+		{name: "no client secret", change: func(c *token.Exchange) { c.ClientSecret = token.SecretSource{} }, want: []string{"client_secret: is missing"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			c := &token.TokenExchange{OAuthClient: oauthClient(), SubjectToken: token.SecretValue(token.NewSecret(subjectToken))}
+			c := &token.Exchange{OAuthClient: oauthClient(), SubjectToken: token.SecretValue(token.NewSecret(subjectToken))}
 			row.change(c)
 			if diff := cmp.Diff(row.want, reported(t, c)); diff != "" {
 				t.Errorf("problems (-want +got):\n%s", diff)

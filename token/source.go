@@ -289,14 +289,14 @@ func (s *Source) lifetime(t Token, began time.Time) (*Token, *Error) {
 		life = t.Expires.Sub(began)
 	}
 	t.Expires = began.Add(life) // with a monotonic reading, whatever it came with
-	t.usableTill = t.Expires.Add(-min(10*time.Second, life/10))
+	t.end = deadlineAt(t.Expires.Add(-min(10*time.Second, life/10)))
 	if !t.usable(now) {
 		return nil, &Error{
 			Class: Transient, Code: "provider_answer",
 			Hint: "the token was already expired when it came; check the clocks of this machine and of the provider",
 		}
 	}
-	t.refreshAt = t.Expires.Add(-min(s.life.RefreshBuffer, life/2) - rand.N(life/10+1))
+	t.refresh = deadlineAt(t.Expires.Add(-min(s.life.RefreshBuffer, life/2) - rand.N(life/10+1)))
 	return &t, nil
 }
 
@@ -320,7 +320,7 @@ func (s *Source) land(f *flight, t *Token, err *Error) {
 		if t.Warning != "" {
 			s.log.Warn("token may not be enough", "warning", t.Warning)
 		}
-		s.plan(t.refreshAt.Sub(now))
+		s.plan(t.refresh.monotonic.Sub(now))
 		return
 	}
 	if s.ctx.Err() != nil {
@@ -360,7 +360,7 @@ func (s *Source) logFailure(err *Error, hold time.Duration, now time.Time) {
 	}
 	if t := s.token.Load(); t.usable(now) {
 		level = slog.LevelWarn
-		attrs = append(attrs, slog.Time("usable_until", t.usableTill.UTC()))
+		attrs = append(attrs, slog.Time("usable_until", t.end.wall.UTC()))
 	}
 	s.log.LogAttrs(s.ctx, level, "token not acquired", attrs...)
 }

@@ -35,8 +35,19 @@ type Token struct {
 
 	acquired   time.Time
 	generation uint64
-	refreshAt  time.Time
-	usableTill time.Time
+	refresh    deadline // renew from here on
+	end        deadline // not used from here on
+}
+
+// deadline is a moment on two clocks: the monotonic one is immune to a stepped
+// wall clock, the wall clock goes on while the machine sleeps. It has come when
+// either says so.
+type deadline struct{ monotonic, wall time.Time }
+
+func deadlineAt(t time.Time) deadline { return deadline{t, t.Round(0)} }
+
+func (d deadline) come(now time.Time) bool {
+	return !now.Before(d.monotonic) || !now.Round(0).Before(d.wall)
 }
 
 // Apply puts the credential on a request that is otherwise ready to go out, in
@@ -61,17 +72,11 @@ func (t *Token) Age() time.Duration { return time.Since(t.acquired) }
 // Generation numbers the tokens of a source, from 1. See [Source.Reject].
 func (t *Token) Generation() uint64 { return t.generation }
 
-// usable reports whether both clocks agree that the token still lives: the
-// monotonic one is immune to a stepped wall clock, the wall clock goes on while
-// the machine sleeps.
-func (t *Token) usable(now time.Time) bool {
-	return t != nil && now.Before(t.usableTill) && now.Round(0).Before(t.usableTill.Round(0))
-}
+// usable reports whether the token still lives.
+func (t *Token) usable(now time.Time) bool { return t != nil && !t.end.come(now) }
 
 // due reports whether the token should be renewed.
-func (t *Token) due(now time.Time) bool {
-	return !now.Before(t.refreshAt) || !now.Round(0).Before(t.refreshAt.Round(0))
-}
+func (t *Token) due(now time.Time) bool { return t.refresh.come(now) }
 
 // Acquirer gets a token from a provider: one attempt, no cache, no retry. It
 // returns an [*Error] when the provider is the cause. It is called by one

@@ -85,6 +85,8 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	switch {
 	case err != nil:
 		return nil, networkError(err)
+	case req.Context().Err() != nil: // what was read may be less than all
+		return nil, networkError(req.Context().Err())
 	case len(body) > maxAnswer:
 		return nil, oddAnswer(resp, fmt.Sprintf("the answer is larger than %d bytes", maxAnswer))
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:

@@ -71,6 +71,29 @@ func TestAddressPolicy(t *testing.T) {
 	}
 }
 
+// The token plane may dial loopback, where a provider may well be, but a cloud's
+// metadata service for those types only that ask it.
+func TestTokenPlaneReachesMetadataForManagedIdentitiesOnly(t *testing.T) {
+	p := &addressPolicy{metadataOnly: true}
+	for _, address := range []string{"127.0.0.1", "::1", "10.1.2.3", "169.254.1.1"} {
+		if err := p.check(netip.MustParseAddr(address)); err != nil {
+			t.Errorf("%s: %v, want it permitted", address, err)
+		}
+	}
+	for _, address := range []string{"169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "168.63.129.16"} {
+		if p.check(netip.MustParseAddr(address)) == nil {
+			t.Errorf("%s is permitted", address)
+		}
+	}
+	for _, typ := range token.Types() {
+		m, ok := token.NewSettings(typ).(token.MetadataUser)
+		want := typ == "azure_managed_identity" || typ == "google_metadata" || typ == "aws_sigv4"
+		if asks := ok && m.AsksMetadata(); asks != want {
+			t.Errorf("%s may ask the metadata service: %v, want %v", typ, asks, want)
+		}
+	}
+}
+
 func TestOwnAddresses(t *testing.T) {
 	own := &ownAddresses{}
 	own.add(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 3128})

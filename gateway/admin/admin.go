@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"orthanc-dicomweb-oauth/certs"
@@ -115,31 +116,23 @@ type readiness struct {
 // one profile usable (or none configured). ?rule=NAME asks about one rule.
 func (a *api) readyz(w http.ResponseWriter, r *http.Request) {
 	st := a.Gateway.Status()
-	body := readiness{Draining: st.Draining, Profiles: map[string]token.State{}}
-	profile := ""
+	profiles := st.Profiles
 	if name := r.URL.Query().Get("rule"); name != "" {
 		rule := ruleNamed(st.Config, name)
 		if rule == nil {
 			writeJSON(w, http.StatusNotFound, map[string]string{"error": "no rule has this name"})
 			return
 		}
-		profile = rule.Profile
-		body.Ready = profile == ""
-	} else {
-		body.Ready = len(st.Profiles) == 0
+		profiles = slices.DeleteFunc(profiles, func(p gateway.ProfileStatus) bool { return p.Name != rule.Profile })
 	}
-	for _, p := range st.Profiles {
-		if profile != "" && p.Name != profile {
-			continue
-		}
+	body := readiness{Ready: len(profiles) == 0, Draining: st.Draining, Profiles: map[string]token.State{}}
+	for _, p := range profiles {
 		body.Profiles[p.Name] = p.State
-		if profile != "" || r.URL.Query().Get("rule") == "" {
-			body.Ready = body.Ready || usable(p.State)
-		}
+		body.Ready = body.Ready || usable(p.State)
 	}
 	status := http.StatusOK
-	if body.Ready = body.Ready && !st.Draining; !body.Ready {
-		status = http.StatusServiceUnavailable
+	if st.Draining || !body.Ready {
+		body.Ready, status = false, http.StatusServiceUnavailable
 	}
 	writeJSON(w, status, body)
 }

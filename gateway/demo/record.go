@@ -53,7 +53,7 @@ func (t Token) String() string {
 
 // secondsLeft is the rest of the token's life, or 0.
 func (t Token) secondsLeft() int {
-	return max(0, int(time.Until(t.ExpiresAt).Round(time.Second).Seconds()))
+	return max(0, int(time.Until(t.ExpiresAt).Seconds()))
 }
 
 // describe makes the Token of a bearer token. The signature is not looked at: that is Verify's work.

@@ -6,6 +6,8 @@
 //	                          |                               | verifies the token's signature, issuer, audience, expiry
 //	                          +-----> oidc-provider <---------+
 //
+// Other tests have Keycloak for the authorization server, and the ways in which clients of oidc-provider prove themselves.
+//
 // All of it but this page has the build tag e2e. The package starts every server itself, on loopback, and ends it with
 // the test; setup.sh installs them. A test whose servers are missing is skipped, but fails where CI=true. Each test has
 // servers of its own, so the order does not matter. Linux only.

@@ -19,13 +19,15 @@ type gateway struct {
 	proxy   string // for HttpProxy
 	bundle  string // for HttpsCACertificates
 	admin   string // base URL
+	config  string
+	secret  string // the client's
 	process *process
 }
 
 // profileName is the one profile of the gateway.
 const profileName = "archive-login"
 
-// gatewayTOML takes the proxy's port, the admin listener's, the upstream's URL, its CA file, profileName and a login.
+// gatewayTOML takes the proxy's port, the admin listener's, the upstream's URL, its CA file, profileName and the profile.
 const gatewayTOML = `
 [proxy]
 listen = "127.0.0.1:%d"
@@ -44,12 +46,17 @@ profile        = %q
 allow_networks = ["127.0.0.0/8"]
 
 [profile.%[5]s]
+scopes  = ["dicom"]
+ca_file = %[4]q
+%[6]s
+`
+
+// secretProfile is the profile of a client that has a secret. It takes a login.
+const secretProfile = `
 type          = "client_credentials"
 client_secret = "${E2E_CLIENT_SECRET}"
-scopes        = ["dicom"]
 resource      = "` + resource + `"
-ca_file       = %[4]q
-%[6]s
+%s
 `
 
 // A login is what differs between the provider's clients. basicLogin leaves it to the issuer's discovery document where the
@@ -66,6 +73,12 @@ func postLogin(p *provider) string {
 // nothing that it has written or shown may hold a secret.
 func startGateway(t *testing.T, u *upstream, login func(*provider) string, secret string) *gateway {
 	t.Helper()
+	return startGatewayWith(t, u, fmt.Sprintf(secretProfile, login(u.provider)), secret)
+}
+
+// startGatewayWith is startGateway for any profile. Beside the client's secret it may have others that must not be shown.
+func startGatewayWith(t *testing.T, u *upstream, profile, secret string, others ...string) *gateway {
+	t.Helper()
 	if buildErr != nil {
 		t.Fatal(buildErr)
 	}
@@ -74,23 +87,30 @@ func startGateway(t *testing.T, u *upstream, login func(*provider) string, secre
 		proxy:  fmt.Sprintf("http://127.0.0.1:%d", ports[0]),
 		bundle: filepath.Join(dir, "ca", "bundle.pem"),
 		admin:  fmt.Sprintf("http://127.0.0.1:%d", ports[1]),
+		secret: secret,
 	}
-	config := filepath.Join(dir, "gateway.toml")
-	text := fmt.Sprintf(gatewayTOML, ports[0], ports[1], u.server.url, u.pki.caFile, profileName, login(u.provider))
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	g.config = filepath.Join(dir, "gateway.toml")
+	text := fmt.Sprintf(gatewayTOML, ports[0], ports[1], u.server.url, u.pki.caFile, profileName, profile)
+	if err := os.WriteFile(g.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + secret}, gatewayBinary, "run", "--config", config)
+	g.start(t)
 	t.Cleanup(func() {
 		shown := g.pages()
 		g.process.terminate(t)
-		g.wantNoSecret(t, u.server, shown+g.process.output(t)+contents(t, dir))
+		g.wantNoSecret(t, u.server, shown+g.process.output(t)+contents(t, dir), others...)
 	})
+	return g
+}
+
+// start starts the gateway, for the first time or again, and waits until it answers.
+func (g *gateway) start(t *testing.T) {
+	t.Helper()
+	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, gatewayBinary, "run", "--config", g.config)
 	g.process.ready(t, func() error {
 		_, err := get(loopbackClient, g.admin+"/livez")
 		return err
 	})
-	return g
 }
 
 // waitReady waits until the gateway has a token.
@@ -131,12 +151,15 @@ func contents(t *testing.T, dir string) string {
 }
 
 // wantNoSecret looks for the client secret, as it is and as Basic authentication sends it, and for each token that has
-// reached the server, whole or its signature alone.
-func (g *gateway) wantNoSecret(t *testing.T, s *server, text string) {
+// reached the server, whole or its signature alone, and for what else the test knows as secret.
+func (g *gateway) wantNoSecret(t *testing.T, s *server, text string, others ...string) {
 	t.Helper()
 	secrets := map[string]string{
 		clientSecretPart: "the client secret",
 		base64.RawStdEncoding.EncodeToString([]byte("basic:" + clientSecretPart))[:20]: "the client secret in Base64",
+	}
+	for _, secret := range others {
+		secrets[secret] = "another secret"
 	}
 	for _, r := range s.seen() {
 		for _, authorization := range r.authorization {

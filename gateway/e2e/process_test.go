@@ -55,7 +55,13 @@ func start(t *testing.T, name string, env []string, argv ...string) *process {
 // ready waits until the process answers. It fails at once when it has ended instead.
 func (p *process) ready(t *testing.T, answers func() error) {
 	t.Helper()
-	eventually(t, 60*time.Second, func() error {
+	p.within(t, 60*time.Second, answers)
+}
+
+// within is ready for a process that may take so long.
+func (p *process) within(t *testing.T, limit time.Duration, answers func() error) {
+	t.Helper()
+	eventually(t, limit, func() error {
 		select {
 		case <-p.ended:
 			t.Fatalf("%s ended instead of becoming ready (%v)", p.name, p.cmd.ProcessState)

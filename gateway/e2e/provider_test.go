@@ -27,24 +27,28 @@ const (
 // provider is the authorization server. It keeps its port, but not its signing key, when it is started again.
 type provider struct {
 	issuer  string
+	jwks    string // where its keys are
 	pki     *pki
 	argv    []string
 	process *process
 }
 
-func startProvider(t *testing.T, pki *pki, lifetime time.Duration) *provider {
+// startProvider starts it with tokens that live so long, and further options of provider.mjs.
+func startProvider(t *testing.T, pki *pki, lifetime time.Duration, more ...string) *provider {
 	t.Helper()
 	node := program(t, "node")
 	installed(t, "node_modules/oidc-provider/package.json")
-	port := freePorts(t, 1)[0]
+	ports := freePorts(t, 2)
 	p := &provider{
-		issuer: fmt.Sprintf("https://localhost:%d", port),
+		issuer: fmt.Sprintf("https://localhost:%d", ports[0]),
+		jwks:   fmt.Sprintf("https://localhost:%d/jwks", ports[0]),
 		pki:    pki,
 		argv: []string{
-			node, "provider.mjs", "--port", strconv.Itoa(port), "--cert", pki.certFile, "--key", pki.keyFile,
+			node, "provider.mjs", "--port", strconv.Itoa(ports[0]), "--mtls-port", strconv.Itoa(ports[1]), "--cert", pki.certFile, "--key", pki.keyFile,
 			"--ttl", strconv.Itoa(int(lifetime.Seconds())), "--resource", resource,
 		},
 	}
+	p.argv = append(p.argv, more...)
 	p.start(t)
 	return p
 }
@@ -53,7 +57,7 @@ func (p *provider) start(t *testing.T) {
 	t.Helper()
 	p.process = start(t, "oidc-provider", []string{"CLIENT_SECRET=" + clientSecret}, p.argv...)
 	p.process.ready(t, func() error {
-		_, err := get(p.pki.client(), p.issuer+"/jwks")
+		_, err := get(p.pki.client(), p.jwks)
 		return err
 	})
 }

@@ -3,13 +3,18 @@
 package e2e
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -30,7 +35,7 @@ type server struct {
 	inner    http.Handler
 
 	mu       sync.Mutex
-	keys     map[string]*ecdsa.PublicKey // by key id
+	keys     map[string]crypto.PublicKey // by key id
 	requests []request
 }
 
@@ -44,13 +49,13 @@ type request struct {
 // startServer serves the DICOMweb root of an Orthanc, or any other handler.
 func startServer(t *testing.T, provider *provider, inner http.Handler) *server {
 	t.Helper()
-	s := &server{provider: provider, inner: inner, keys: make(map[string]*ecdsa.PublicKey)}
+	s := &server{provider: provider, inner: inner, keys: make(map[string]crypto.PublicKey)}
 	cert, err := tls.LoadX509KeyPair(provider.pki.certFile, provider.pki.keyFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	front := httptest.NewUnstartedServer(s)
-	front.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert} // for tokens that are bound to one
 	front.StartTLS()
 	t.Cleanup(front.Close)
 	s.url = "https://localhost:" + front.URL[strings.LastIndex(front.URL, ":")+1:] + "/dicom-web/"
@@ -89,7 +94,7 @@ func forward(t *testing.T, o *orthanc) http.Handler {
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	err := s.admit(r.Header.Values("Authorization"))
+	err := s.admit(r.Header.Values("Authorization"), r.TLS.PeerCertificates)
 	s.mu.Lock()
 	s.requests = append(s.requests, request{
 		method: r.Method, path: r.URL.Path, host: r.Host, authorization: r.Header.Values("Authorization"), refused: err,
@@ -103,8 +108,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.inner.ServeHTTP(w, r)
 }
 
-// admit verifies the one bearer token of a request, to the second: a token that has just ended is refused.
-func (s *server) admit(authorization []string) error {
+// admit verifies the one bearer token of a request, to the second: a token that has just ended is refused. A token that is
+// bound to a certificate is good only beside it (RFC 8705 section 3).
+func (s *server) admit(authorization []string, certificates []*x509.Certificate) error {
 	if len(authorization) != 1 {
 		return fmt.Errorf("%d Authorization headers instead of one", len(authorization))
 	}
@@ -112,9 +118,21 @@ func (s *server) admit(authorization []string) error {
 	if !ok {
 		return errors.New("no bearer token")
 	}
-	_, err := jwt.Parse(bearer, s.key, jwt.WithValidMethods([]string{"ES256"}),
+	claims := jwt.MapClaims{}
+	_, err := jwt.ParseWithClaims(bearer, claims, s.key, jwt.WithValidMethods([]string{"ES256", "RS256"}),
 		jwt.WithIssuer(s.provider.issuer), jwt.WithAudience(resource), jwt.WithExpirationRequired())
-	return err
+	if err != nil {
+		return err
+	}
+	if confirmation, ok := claims["cnf"].(map[string]any); ok {
+		if len(certificates) == 0 {
+			return errors.New("the token is bound to a certificate, and none was shown")
+		}
+		if print := sha256.Sum256(certificates[0].Raw); confirmation["x5t#S256"] != base64.RawURLEncoding.EncodeToString(print[:]) {
+			return errors.New("the token is bound to another certificate")
+		}
+	}
+	return nil
 }
 
 // key returns the provider's key that signed a token. A key that it does not know it asks the provider for.
@@ -125,17 +143,29 @@ func (s *server) key(token *jwt.Token) (any, error) {
 	if key := s.keys[id]; key != nil {
 		return key, nil
 	}
-	body, err := get(s.provider.pki.client(), s.provider.issuer+"/jwks")
+	body, err := get(s.provider.pki.client(), s.provider.jwks)
 	if err != nil {
 		return nil, err
 	}
 	var set struct {
-		Keys []struct{ Kid, X, Y string }
+		Keys []struct{ Kid, Kty, Use, X, Y, N, E string }
 	}
 	if err := json.Unmarshal(body, &set); err != nil {
 		return nil, fmt.Errorf("read the provider's keys: %w", err)
 	}
 	for _, jwk := range set.Keys {
+		if jwk.Use != "sig" {
+			continue // Keycloak has keys for encryption too
+		}
+		if jwk.Kty == "RSA" {
+			n, nErr := base64.RawURLEncoding.DecodeString(jwk.N)
+			e, eErr := base64.RawURLEncoding.DecodeString(jwk.E)
+			if err := errors.Join(nErr, eErr); err != nil {
+				return nil, fmt.Errorf("read the provider's key %q: %w", jwk.Kid, err)
+			}
+			s.keys[jwk.Kid] = &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())}
+			continue
+		}
 		x, xErr := base64.RawURLEncoding.DecodeString(jwk.X)
 		y, yErr := base64.RawURLEncoding.DecodeString(jwk.Y)
 		key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, x, y))

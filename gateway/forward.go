@@ -154,6 +154,12 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 	x.record.Attempts++
 	if x.body != nil {
 		x.asking.start()
+		if _, named := req.Header["Idempotency-Key"]; !named {
+			// Every DICOMweb transaction may be sent twice. With this entry, which does
+			// not go out, Transport sends it again, if the body is there from its first
+			// byte, when a kept connection turns out to be closed.
+			req.Header["Idempotency-Key"] = nil
+		}
 	}
 	resp, err := up.transport.RoundTrip(req)
 	if err != nil {
@@ -234,6 +240,7 @@ func (x *exchange) canRepeat(resp *http.Response, generation uint64) bool {
 	}
 	x.answering.start()
 	kept, err := io.ReadAll(io.LimitReader(resp.Body, maxRejection+1))
+	x.answering.stop() // a new token may take longer than a body may stand still
 	rest := resp.Body
 	resp.Body = struct {
 		io.Reader

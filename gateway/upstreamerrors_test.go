@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,6 +107,40 @@ func TestServerThatHangsUpOnKeptConnections(t *testing.T) {
 	}
 	if n := len(h.up.all()); n != 20 {
 		t.Errorf("got %d requests at the server, want 20", n)
+	}
+}
+
+// A server may close a kept connection at the moment at which the next upload is
+// sent on it. Orthanc does not try again, so the gateway does.
+func TestUploadOnAConnectionThatTheServerHasClosedIsSentAgain(t *testing.T) {
+	t.Parallel()
+	for _, method := range []string{"POST", "PUT", "DELETE"} {
+		var mu sync.Mutex
+		seen := map[string]int{} // connection -> requests
+		var bodies []string
+		h := newHarness(t, setup{up: newDouble(t, func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			mu.Lock()
+			seen[r.RemoteAddr]++
+			again := seen[r.RemoteAddr] > 1
+			if !again {
+				bodies = append(bodies, string(body))
+			}
+			mu.Unlock()
+			if r.Header.Values("Idempotency-Key") != nil {
+				t.Error("the entry for Transport went out")
+			}
+			if again {
+				panic(http.ErrAbortHandler) // closes without an answer
+			}
+		})})
+		h.request(method, "/studies", strings.NewReader("first")).want(t, 200)
+		h.request(method, "/studies", struct{ io.Reader }{strings.NewReader("second")}).want(t, 200)
+		mu.Lock()
+		if got := strings.Join(bodies, " "); got != "first second" || len(seen) != 2 {
+			t.Errorf("%s: got %q on %d connections, want both bodies whole, each on its own", method, got, len(seen))
+		}
+		mu.Unlock()
 	}
 }
 

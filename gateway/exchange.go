@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"orthanc-dicomweb-oauth/gateway/audit"
@@ -30,8 +31,8 @@ type exchange struct {
 	body      *requestBody  // nil: the request has none
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
-	asking    *watchdog // guards the request's body; nil without one
-	answering *watchdog // guards the answer's body
+	asking    atomic.Pointer[watchdog] // guards the upload of the newest attempt; nil without a body
+	answering *watchdog                // guards the answer's body
 	record    audit.Record
 	began     time.Time
 	target    string // the path as it goes out
@@ -75,8 +76,8 @@ func (x *exchange) end() {
 	if x.leftBehind() {
 		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Now().Add(leftoverTime))
 	}
-	if x.asking != nil {
-		x.asking.stop()
+	if upload := x.asking.Load(); upload != nil {
+		upload.stop()
 	}
 	if x.entered {
 		defer x.g.busy.leave() // last: the audit log may be closed after a stop
@@ -245,20 +246,39 @@ func (x *exchange) send(path string) {
 		// Else net/http would read from the body itself when the answer begins,
 		// while it is still on its way to the upstream: the upload would lose a part.
 		_ = control.EnableFullDuplex()
-		x.asking = newWatchdog(proxy.StallTimeout, func() {
-			if x.body.inRead.Load() {
-				cancel(errClientStalled)
-			} else {
-				cancel(errStalled)
-			}
-			_ = control.SetReadDeadline(time.Unix(1, 0)) // whoever waits for the client's bytes
-		})
-		x.body = &requestBody{src: x.in.Body, watch: x.asking}
+		x.body = &requestBody{src: x.in.Body, moved: x.moved}
 	}
 	delete(x.in.Header, "Upgrade") // ReverseProxy would have a word about it
 	x.target = path
 	x.g.forward.ServeHTTP(x.w, x.in.WithContext(ctx))
 	x.finished = true
+}
+
+// watchUpload starts to watch the upload of a new attempt, instead of that of
+// an earlier one.
+func (x *exchange) watchUpload() *watchdog {
+	if earlier := x.asking.Load(); earlier != nil {
+		earlier.stop()
+	}
+	upload := newWatchdog(x.snap.config.Proxy.StallTimeout, func() {
+		if !x.body.inRead.Load() {
+			x.cancel(errStalled)
+			return
+		}
+		x.cancel(errClientStalled)
+		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Unix(1, 0)) // wakes whoever waits for the client
+	})
+	x.asking.Store(upload)
+	upload.start()
+	return upload
+}
+
+// moved notes that a byte of the request's body came from the client.
+func (x *exchange) moved() {
+	if upload := x.asking.Load(); upload != nil {
+		upload.touch()
+	}
+	x.answering.touch() // an answer may wait for the rest of the upload
 }
 
 type exchangeKey struct{}

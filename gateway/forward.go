@@ -108,6 +108,7 @@ func (x *exchange) roundTrip(out *http.Request) (*http.Response, error) {
 	}
 	if x.canRepeat(resp, generation) {
 		resp.Body.Close()
+		x.snap.upstream(x.rule).renewed()
 		resp, _, err = x.attempt(out)
 	}
 	return resp, err
@@ -120,11 +121,7 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 	if err := up.permits(x.authority); err != nil {
 		return nil, 0, err
 	}
-	ctx := context.Context(bare{out.Context()})
-	if x.body != nil {
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { x.asking.stop() }})
-	}
-	req := out.WithContext(ctx)
+	req := out.WithContext(bare{out.Context()})
 	req.Header = out.Header.Clone() // an earlier attempt may still read its own
 	if x.body != nil {
 		body, ok := x.body.attempt()
@@ -133,10 +130,12 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 		}
 		req.Body = body
 		req.GetBody = func() (io.ReadCloser, error) {
-			if body, ok := x.body.attempt(); ok {
-				return body, nil
+			body, ok := x.body.attempt()
+			if !ok {
+				return nil, errLost
 			}
-			return nil, errDetached
+			x.watchUpload()
+			return body, nil
 		}
 	}
 	generation := uint64(0)
@@ -153,7 +152,10 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 	}
 	x.record.Attempts++
 	if x.body != nil {
-		x.asking.start()
+		upload := x.watchUpload()
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
+			WroteRequest: func(httptrace.WroteRequestInfo) { upload.stop() },
+		}))
 		if _, named := req.Header["Idempotency-Key"]; !named {
 			// Every DICOMweb transaction may be sent twice. With this entry, which does
 			// not go out, Transport sends it again, if the body is there from its first
@@ -191,32 +193,32 @@ func (x *exchange) putOn(t *token.Token, req *http.Request) error {
 	if x.body == nil {
 		return t.Apply(req)
 	}
-	x.asking.start()
+	x.watchUpload()
 	body := req.Body
 	if err := t.Apply(req); err != nil {
 		return err
 	}
-	if req.Body != body {
-		req.Body = &watchedBody{req.Body, x.asking}
+	if req.Body != body && req.Body != http.NoBody {
+		req.Body = &watchedBody{req.Body, x}
 		if again := req.GetBody; again != nil {
 			req.GetBody = func() (io.ReadCloser, error) {
 				copied, err := again()
-				return &watchedBody{copied, x.asking}, err
+				return &watchedBody{copied, x}, err
 			}
 		}
 	}
 	return nil
 }
 
-// watchedBody tells the watchdog that a copy of the body moves.
+// watchedBody tells the watchdogs that a copy of the body moves.
 type watchedBody struct {
 	io.ReadCloser
-	watch *watchdog
+	x *exchange
 }
 
 // Read implements [io.Reader].
 func (b *watchedBody) Read(p []byte) (int, error) {
-	b.watch.touch()
+	b.x.moved()
 	return b.ReadCloser.Read(p)
 }
 
@@ -267,8 +269,8 @@ func (bare) Value(any) any { return nil }
 
 // modify makes the upstream's answer one that Orthanc understands.
 func (x *exchange) modify(resp *http.Response) error {
-	if x.asking != nil {
-		x.asking.stop() // from here on the answer shows whether something moves
+	if upload := x.asking.Load(); upload != nil {
+		upload.stop() // from here on the answer shows whether something moves
 		if x.leftBehind() {
 			x.w.Header().Set("Connection", "close") // the rest of the body may never come
 		}
@@ -342,6 +344,7 @@ func (x *exchange) failed(err error) {
 		x.record.Outcome, x.record.Status, x.record.Reason = audit.Cut, statusClientGone, "client_stalled"
 		panic(http.ErrAbortHandler)
 	case errors.Is(cause, errStalled):
+		x.w.Header().Set("Connection", "close")
 		x.refuse(problem{code: upstreamTimeout, detail: "the server took no byte of the request for stall_timeout"})
 	case x.in.Context().Err() != nil || errors.Is(fromClient, io.ErrUnexpectedEOF):
 		x.record.Outcome, x.record.Status = audit.ClientGone, statusClientGone

@@ -244,7 +244,7 @@ func TestWatchdogFiresOnlyWhenNothingMoves(t *testing.T) {
 func TestBodyIsSentAgainFromItsFirstByteOrNotAtAll(t *testing.T) {
 	for size, again := range map[int]bool{0: true, 10: true, replayWindow: true, replayWindow + 1: false} {
 		text := strings.Repeat("a", size)
-		b := &requestBody{src: strings.NewReader(text), watch: newWatchdog(time.Hour, func() {})}
+		b := &requestBody{src: strings.NewReader(text), moved: func() {}}
 		first, ok := b.attempt()
 		if !ok {
 			t.Fatal("no first attempt")

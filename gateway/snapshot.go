@@ -109,6 +109,16 @@ type upstream struct {
 	// unresolved judges the addresses that can be told without DNS, where a
 	// corporate proxy resolves names; nil otherwise, when the dialler judges all.
 	unresolved *addressPolicy
+	certified  bool // a client certificate is shown
+}
+
+// renewed is called when a token was refused and another one is there. Tokens
+// may be bound to the client certificate, and kept connections go on with the
+// one that they began with.
+func (u *upstream) renewed() {
+	if u.certified {
+		u.transport.CloseIdleConnections()
+	}
 }
 
 // permits refuses an authority that the corporate proxy must not be asked for.
@@ -152,11 +162,13 @@ func newUpstream(key upstreamKey, allow []netip.Prefix, p rules.Proxy, corporate
 		conf.RootCAs = pool
 	}
 	if key.cert != "" {
-		pair, err := tls.LoadX509KeyPair(string(key.cert), string(key.key))
-		if err != nil {
+		if _, err := tls.LoadX509KeyPair(string(key.cert), string(key.key)); err != nil {
 			return nil, fmt.Errorf("load client_cert: %w", err)
 		}
-		conf.Certificates = []tls.Certificate{pair}
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(string(key.cert), string(key.key)) // anew each time: certificates get replaced
+			return &pair, err
+		}
 	}
 	dial := own.guard(&addressPolicy{allow: allow})
 	if corporate != nil {
@@ -175,7 +187,7 @@ func newUpstream(key upstreamKey, allow []netip.Prefix, p rules.Proxy, corporate
 		IdleConnTimeout:        p.IdleTimeout,
 		MaxResponseHeaderBytes: 256 << 10,
 	}
-	up := &upstream{transport: t, dial: dial}
+	up := &upstream{transport: t, dial: dial, certified: key.cert != ""}
 	if corporate != nil {
 		t.Proxy = http.ProxyURL(corporate)
 		t.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {

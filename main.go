@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -29,6 +30,7 @@ import (
 	"orthanc-dicomweb-oauth/gateway/demo"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/rules/orthancjson"
+	"orthanc-dicomweb-oauth/token"
 )
 
 // version is set by the linker in releases; else the build's own is shown.
@@ -274,11 +276,17 @@ func test(ctx context.Context, path, target string, asJSON bool, stdout io.Write
 	}
 	for _, r := range c.Rules {
 		if r.Name == target {
+			if host, wildcard := r.Host(); wildcard {
+				return &usageError{fmt.Sprintf("rule %q is for many hosts, *.%s", r.Name, host), "give a URL of one of them, such as: " + name + " test https://HOST." + host + r.Prefix()}
+			}
 			target = r.URL
 		}
 	}
 	if !strings.Contains(target, "://") {
 		return &usageError{fmt.Sprintf("there is no rule %q", target), "name a rule of the config, or give a URL"}
+	}
+	if err := keepTested(c, target); err != nil {
+		return err
 	}
 	g, err := gateway.New(gateway.Options{Config: c, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -309,6 +317,25 @@ func test(ctx context.Context, path, target string, asJSON bool, stdout io.Write
 	}
 	if !report.OK {
 		return errTestFailed
+	}
+	return nil
+}
+
+// keepTested leaves only the profile that a test of the URL needs: a refresh
+// token that is used here may be lost to the gateway that runs.
+func keepTested(c *rules.Config, target string) error {
+	e, err := c.Explain(http.MethodGet, strings.TrimSuffix(target, "/")+"/studies")
+	if err != nil {
+		return &usageError{err.Error(), "name a rule of the config, or give a URL"}
+	}
+	maps.DeleteFunc(c.Profiles, func(name string, _ *rules.Profile) bool { return name != e.Profile })
+	if p := c.Profiles[e.Profile]; p != nil {
+		if r, ok := p.Settings.(*token.RefreshToken); ok && r.Rotation == "memory" {
+			return &usageError{
+				fmt.Sprintf("profile %q keeps its refresh token in memory only, and a test would use it up", p.Name),
+				"ask the gateway that runs: /dicomweb-oauth/status shows the profile's state; or set rotation = \"write-back\"",
+			}
+		}
 	}
 	return nil
 }

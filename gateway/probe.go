@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -54,18 +55,22 @@ func (g *Gateway) Probe(ctx context.Context, rawURL string, onStep func(Step)) (
 	if site == nil {
 		return Report{}, fmt.Errorf("no rule names the host %s", a)
 	}
-	rule, err := site.Match(u.EscapedPath())
+	if u.Path == "" {
+		u.Path = "/" // else JoinPath makes a path without its first slash
+	}
+	query := u.JoinPath("studies")
+	rule, err := site.Match(query.EscapedPath()) // the very request that will be sent
 	switch {
 	case err != nil:
 		return Report{}, err
 	case rule == nil:
-		return Report{}, fmt.Errorf("no rule covers the path %s", u.Path)
-	case rule.Action == rules.Deny:
-		return Report{}, fmt.Errorf("rule %q denies this URL", rule.Name)
+		return Report{}, fmt.Errorf("no rule covers the path %s", query.Path)
+	case rule.Decision() == rules.Deny:
+		return Report{}, fmt.Errorf("rule %q denies %s", rule.Name, query.Path)
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	p := &probe{g: g, snap: snap, rule: rule, authority: a, url: u, report: Report{Name: rule.Name, OK: true, Steps: []Step{}}, onStep: onStep}
+	p := &probe{g: g, snap: snap, rule: rule, authority: a, url: query, report: Report{Name: rule.Name, OK: true, Steps: []Step{}}, onStep: onStep}
 	p.run(ctx)
 	return p.report, nil
 }
@@ -75,7 +80,7 @@ type probe struct {
 	snap      *snapshot
 	rule      *rules.Rule
 	authority rules.Authority
-	url       *url.URL
+	url       *url.URL // of the query
 	report    Report
 	onStep    func(Step)
 
@@ -99,6 +104,9 @@ func (p *probe) run(ctx context.Context) {
 		began := time.Now()
 		detail, failed := s.do(ctx)
 		step := Step{Step: s.name, OK: failed == nil, Milliseconds: milliseconds(time.Since(began)), Detail: detail}
+		if failed != nil && errors.Is(ctx.Err(), context.Canceled) {
+			failed = &problem{detail: "the test was ended"}
+		}
 		if failed != nil {
 			step.Detail, step.Hint = failed.detail, failed.hint
 			p.report.OK = false
@@ -156,8 +164,11 @@ func (p *probe) tls(ctx context.Context) (string, *problem) {
 
 func (p *probe) acquire(ctx context.Context) (string, *problem) {
 	source := p.snap.sources[p.rule.Profile]
-	if source == nil {
+	switch {
+	case source == nil:
 		return "none: the rule's action is " + string(p.rule.Action), nil
+	case p.rule.Decision() != rules.Inject:
+		return `none: in mode "report" no credential is sent`, nil
 	}
 	t, err := source.Token(ctx)
 	if err != nil {
@@ -169,7 +180,10 @@ func (p *probe) acquire(ctx context.Context) (string, *problem) {
 }
 
 func (p *probe) query(ctx context.Context) (string, *problem) {
-	at := p.url.JoinPath("studies")
+	if !p.rule.Allows(http.MethodGet) {
+		return "not asked: the rule lets no GET through", nil
+	}
+	at := *p.url
 	at.RawQuery = "limit=1"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
@@ -193,6 +207,9 @@ func (p *probe) query(ctx context.Context) (string, *problem) {
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // its end tells nothing more
+	if p.token == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) {
+		return "", &problem{detail: fmt.Sprintf("HTTP %d: the server wants a credential, and none was sent", resp.StatusCode), hint: "if it should have one, give the rule a profile, action = \"inject\" and mode = \"enforce\""}
+	}
 	return judge(resp, body)
 }
 
@@ -201,6 +218,7 @@ func (p *probe) query(ctx context.Context) (string, *problem) {
 func judge(resp *http.Response, body []byte) (string, *problem) {
 	status := fmt.Sprintf("HTTP %d", resp.StatusCode)
 	media, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	media = strings.ToLower(strings.TrimSpace(media))
 	switch resp.StatusCode {
 	case http.StatusOK:
 		if media != "application/dicom+json" && media != "application/json" {

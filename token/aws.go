@@ -373,8 +373,8 @@ func explainUnreached(e *Error, metadata bool) *Error {
 		e.Hint = "AWS did not answer within request_timeout"
 	case e.Code == "provider_tls":
 		e.Key, e.Hint = "ca_file", "the TLS handshake with AWS does not hold; if an inspecting proxy is in the way, give its CA as ca_file"
-	case metadata: // refused or no route: there is no such service here
-		return noCredentials()
+	case metadata: // no such service here, or the network or its agent is not up yet
+		e.Hint = noCredentials().Hint
 	default:
 		e.Hint = "the AWS service that gives credentials cannot be reached; check region, the network and DNS"
 	}

@@ -19,6 +19,8 @@ func (t *Token) Describe() string {
 	}
 	switch {
 	case said != nil:
+	case t.claims() != nil:
+		said = append(said, "a JWT without aud, iss, scope or roles")
 	case t.sign != nil:
 		said = append(said, "signs each request")
 	case t.header != "" || t.scheme != "":
@@ -51,6 +53,9 @@ func claimText(v any) string {
 	list, ok := v.([]any)
 	if !ok {
 		list = []any{v}
+	}
+	if len(list) == 0 {
+		return "none"
 	}
 	var words []string
 	for _, item := range list {

@@ -113,6 +113,10 @@ func (a *refreshToken) rotate(next Secret, t *Token) {
 
 // replaceSecret writes a secret file anew in one step, readable for us alone.
 func replaceSecret(path string, s Secret) error {
+	path, err := filepath.EvalSymlinks(path) // the file itself is replaced, not a link to it
+	if err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package token_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -211,23 +212,49 @@ func TestRotationWriteBackSurvivesTheRestart(t *testing.T) {
 	}
 }
 
-// Root may write anywhere, but not make a file in /proc.
+// Secrets are often links (Kubernetes, config management): the file behind is
+// replaced, the link stays.
+func TestRotationWriteBackGoesThroughALink(t *testing.T) {
+	e, _ := rotating(t)
+	c, path := refreshing(t, e, "write-back")
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Skip("no links here")
+	}
+	c.RefreshToken = token.SecretFile(link)
+	if _, err := build(t, c).Acquire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if text, _ := os.ReadFile(path); string(text) != rotated(1)+"\n" {
+		t.Errorf("the file behind the link has %q, want the new token", text)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link is no link any more: %v, %v", info.Mode(), err)
+	}
+}
+
+// Root may write anywhere, but nobody may make a file whose path is too long:
+// the secret's own path just fits, that of the new file beside it does not.
 func TestRotationWriteBackIntoAFolderThatCannotBeWritten(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("needs /proc")
+		t.Skip("the limit is Linux's")
 	}
 	e, _ := rotating(t)
 	c, path := refreshing(t, e, "write-back")
-	f, err := os.Open(path)
-	if err != nil {
+	const longest = 4095
+	dir := filepath.Dir(path)
+	for len(dir) < longest-4 {
+		dir += "/" + strings.Repeat("d", min(200, longest-4-len(dir)))
+	}
+	deep := filepath.Join(dir, "t")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Rename(path, deep)); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	c.RefreshToken = token.SecretFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	c.RefreshToken = token.SecretFile(deep)
 	var log bytes.Buffer
 	a := build(t, c)
 	s := token.NewSource(a, token.DefaultLifecycle(), slog.New(slog.NewJSONHandler(&log, nil)))
-	_, err = s.Token(t.Context())
+	_, err := s.Token(t.Context())
 	s.Close()
 	if err != nil {
 		t.Fatalf("Token: %v, want the access token", err)

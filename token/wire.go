@@ -55,6 +55,15 @@ func newClient(env Env, ca File) (*http.Client, error) {
 			}
 			return env.Proxy, nil
 		}
+		base.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			return &Error{
+				Class: Transient, Code: "provider_unreachable", Status: resp.StatusCode,
+				Hint: "upstream_proxy under [proxy] does not let the request through; check its user and password, and what it permits",
+			}
+		}
 	}
 	return &http.Client{
 		Transport:     &guard{base: base},
@@ -178,6 +187,12 @@ func refusal(resp *http.Response, body []byte) *Error {
 		e.Skew = ahead
 	}
 	explainAADSTS(e, resp, answer.Description)
+	switch e.Key { // the table is for the azure types; others name the tenant in the URL, and have no such file
+	case "tenant_id":
+		e.Key = "token_endpoint"
+	case "token_file":
+		e.Key = ""
+	}
 	return e
 }
 
@@ -221,6 +236,10 @@ func networkError(err error) *Error {
 	if isOp && op.Op == "remote error" { // how crypto/tls names the other side's alert
 		e.Code, e.Hint = "provider_tls", "the provider refused the TLS handshake; it may want a client certificate or another TLS version"
 		e.Description = printable(op.Err.Error())
+		return e
+	}
+	if isOp && op.Op == "proxyconnect" { // how net/http names a failure to reach its proxy
+		e.Key, e.Hint = "", "upstream_proxy under [proxy] was not reached; check it"
 		return e
 	}
 	var timeout interface{ Timeout() bool }

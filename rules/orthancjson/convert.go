@@ -142,13 +142,23 @@ func (b *block) setURL(key, raw string) {
 	default:
 		b.c.urls[canonical] = b.name
 	}
-	b.rule.set("url", b.c.value(raw))
+	b.rule.set("url", b.c.value(withoutUser(raw)))
 	b.rule.set("profile", quote(b.name))
 	if known := b.c.object(b.c.servers, b.from.name); known != nil {
 		if now, _ := known.values["Url"].(string); now != "" && now != raw && b.off == "" {
-			b.c.note(known.path+".Url", fmt.Sprintf("is %q; make it %q, the real server, as in the rule", now, raw))
+			b.c.note(known.path+".Url", fmt.Sprintf("is %q; make it %q, the real server, as in the rule", withoutUser(now), withoutUser(raw)))
 		}
 	}
+}
+
+// withoutUser hides user and password of a URL.
+func withoutUser(raw string) string {
+	scheme, rest, found := strings.Cut(raw, "://")
+	authority, path, _ := strings.Cut(rest, "/")
+	if i := strings.LastIndexByte(authority, '@'); found && i >= 0 {
+		return scheme + "://…@" + authority[i+1:] + "/" + path
+	}
+	return raw
 }
 
 // turnOff comments the whole block out.

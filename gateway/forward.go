@@ -106,9 +106,10 @@ func (x *exchange) roundTrip(out *http.Request) (*http.Response, error) {
 	if err != nil || resp.StatusCode != http.StatusUnauthorized || x.source == nil {
 		return resp, err
 	}
-	if x.canRepeat(resp, generation) {
+	again := x.canRepeat(resp, generation)
+	x.snap.upstream(x.rule).refused()
+	if again {
 		resp.Body.Close()
-		x.snap.upstream(x.rule).renewed()
 		resp, _, err = x.attempt(out)
 	}
 	return resp, err

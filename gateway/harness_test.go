@@ -60,6 +60,7 @@ type harness struct {
 	stop  func(context.Context) error // Shutdown, and the wait for Serve
 
 	client *http.Client
+	dir    string // of gateway.toml and the files it names
 }
 
 const toml = `
@@ -102,6 +103,7 @@ func newHarness(t *testing.T, s setup) *harness {
 		s.url = h.up.url + "/"
 	}
 	dir := t.TempDir()
+	h.dir = dir
 	text := fmt.Sprintf(toml, s.proxy, s.token, s.url, s.rule, h.idp.TokenEndpoint(), h.idp.ClientID(), h.idp.ClientSecret(), s.profile, s.more)
 	files := map[string][]byte{"gateway.toml": []byte(text), "up.pem": testPKI().pem, "idp.pem": h.idp.CAPEM()}
 	maps.Copy(files, s.files)

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -67,4 +70,34 @@ func TestClientCertificateForTheServer(t *testing.T) {
 		t.Errorf("the server saw %q", a.body)
 	}
 	h.get("/without/x").problem(t, 502, "upstream_tls") // connections are not shared among the two
+}
+
+// A certificate is replaced on disk while the gateway runs. The server, which
+// ties tokens to certificates, refuses what comes over the kept connection; the
+// request is then sent again over one with the new certificate.
+func TestReplacedClientCertificateIsShown(t *testing.T) {
+	t.Parallel()
+	before, beforeKey := pair(t, testPKI().leaf(time.Now().Add(time.Hour), "before.test"))
+	after, afterKey := pair(t, testPKI().leaf(time.Now().Add(time.Hour), "after.test"))
+	conf := serverTLS(testPKI().leaf(time.Now().Add(time.Hour), "localhost"))
+	conf.ClientAuth = tls.RequireAnyClientCert
+	var wanted atomic.Value
+	wanted.Store("before.test")
+	up := newDoubleWith(t, conf, func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS.PeerCertificates[0].DNSNames[0] != wanted.Load() {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	})
+	h := newHarness(t, setup{
+		up: up, rule: "client_cert = \"client.pem\"\nclient_key = \"client-key.pem\"",
+		files: map[string][]byte{"client.pem": before, "client-key.pem": beforeKey},
+	})
+	h.get("/").want(t, 200)
+	for name, content := range map[string][]byte{"client.pem": after, "client-key.pem": afterKey} {
+		if err := os.WriteFile(filepath.Join(h.dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wanted.Store("after.test")
+	h.get("/").want(t, 200)
 }

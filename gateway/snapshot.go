@@ -112,10 +112,9 @@ type upstream struct {
 	certified  bool // a client certificate is shown
 }
 
-// renewed is called when a token was refused and another one is there. Tokens
-// may be bound to the client certificate, and kept connections go on with the
-// one that they began with.
-func (u *upstream) renewed() {
+// refused is called after a 401. Tokens may be bound to the client certificate,
+// and kept connections go on with the one that they began with.
+func (u *upstream) refused() {
 	if u.certified {
 		u.transport.CloseIdleConnections()
 	}
@@ -165,6 +164,7 @@ func newUpstream(key upstreamKey, allow []netip.Prefix, p rules.Proxy, corporate
 		if _, err := tls.LoadX509KeyPair(string(key.cert), string(key.key)); err != nil {
 			return nil, fmt.Errorf("load client_cert: %w", err)
 		}
+		conf.ClientSessionCache = nil // a resumed session goes on with the certificate that it began with
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(string(key.cert), string(key.key)) // anew each time: certificates get replaced
 			return &pair, err

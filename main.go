@@ -61,7 +61,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case errors.As(err, &usage):
 		code = exitUsage
-		say(stderr, usage.Error(), usage.hint)
+		for what := range strings.SplitSeq(usage.Error(), "\n") {
+			say(stderr, what, "")
+		}
+		say(stderr, "", usage.hint)
 	case isType[rules.Problems](err):
 		code = exitUsage
 		problems, _ := errors.AsType[rules.Problems](err)
@@ -87,7 +90,9 @@ func isType[E error](err error) bool {
 
 // say writes one error as users see it.
 func say(w io.Writer, what, hint string) {
-	fmt.Fprintf(w, "%s: %s\n", name, what)
+	if what != "" {
+		fmt.Fprintf(w, "%s: %s\n", name, what)
+	}
 	if hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", hint)
 	}
@@ -276,8 +281,8 @@ func test(ctx context.Context, path, target string, asJSON bool, stdout io.Write
 	}
 	for _, r := range c.Rules {
 		if r.Name == target {
-			if host, wildcard := r.Host(); wildcard {
-				return &usageError{fmt.Sprintf("rule %q is for many hosts, *.%s", r.Name, host), "give a URL of one of them, such as: " + name + " test https://HOST." + host + r.Prefix()}
+			if _, wildcard := r.Host(); wildcard {
+				return &usageError{fmt.Sprintf("rule %q is for many hosts", r.Name), "test the URL of one of them: " + strings.Replace(r.URL, "*", "HOST", 1)}
 			}
 			target = r.URL
 		}

@@ -222,7 +222,7 @@ func judge(resp *http.Response, body []byte) (string, *problem) {
 	switch resp.StatusCode {
 	case http.StatusOK:
 		if media != "application/dicom+json" && media != "application/json" {
-			return "", &problem{detail: status + ", but the answer is " + printable(media) + ", not DICOM JSON", hint: "compare the rule's url with the documentation of the DICOMweb server: this may be a login page"}
+			return "", &problem{detail: status + ", but the answer is " + mediaName(media) + ", not DICOM JSON", hint: "compare the rule's url with the documentation of the DICOMweb server: this may be a login page"}
 		}
 		var studies []json.RawMessage
 		if json.Unmarshal(body, &studies) == nil {
@@ -244,13 +244,14 @@ func judge(resp *http.Response, body []byte) (string, *problem) {
 	return "", &problem{detail: status, hint: "see the DICOMweb server's own log"}
 }
 
-// printable makes foreign text safe for one line.
-func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, s)
-	return s[:min(len(s), 80)]
+// mediaName returns a media type if it is a usual one; anything else is foreign
+// text that may hold anything.
+func mediaName(media string) string {
+	switch media {
+	case "text/html", "text/plain", "text/xml", "application/xml", "application/problem+json", "application/octet-stream", "multipart/related":
+		return media
+	case "":
+		return "of no stated type"
+	}
+	return "of another type"
 }

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -23,11 +24,11 @@ func (c *Config) Explain(method, rawURL string) (Explanation, error) {
 	e := Explanation{Method: strings.ToUpper(method), URL: rawURL}
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
-		return e, fmt.Errorf("%q is not an https:// or http:// URL", rawURL)
+		return e, errors.New("the URL does not begin with https:// or http://")
 	}
 	a, err := ParseAuthority(u.Host, defaultPort(u.Scheme))
 	if err != nil || u.User != nil {
-		return e, fmt.Errorf("%q: its host is not one", rawURL)
+		return e, errors.New("the URL's host is not one") // and not shown: it may have a password
 	}
 	refuse := func(code, why string) (Explanation, error) {
 		e.Would, e.Code, e.Why = "refuse", code, why
@@ -37,6 +38,9 @@ func (c *Config) Explain(method, rawURL string) (Explanation, error) {
 	if site == nil {
 		if c.Proxy.Unmatched == "pass" && (u.Scheme == "http" || c.Table.Site("http", a) == nil) {
 			e.Would, e.Why = "tunnel", fmt.Sprintf("no rule names %s, and unmatched = \"pass\"", a)
+			if u.Scheme == "http" {
+				e.Would = "pass"
+			}
 			return e, nil
 		}
 		return refuse("no_rule", fmt.Sprintf("no rule names %s", a))
@@ -64,12 +68,13 @@ func (c *Config) Explain(method, rawURL string) (Explanation, error) {
 		return refuse("method_not_allowed", fmt.Sprintf("%s, and its methods are %s", why, strings.Join(rule.Methods, ", ")))
 	case rule.Decision() == Inject:
 		e.Would, e.Why = "inject", fmt.Sprintf("%s; the credential of profile %q replaces any Authorization", why, rule.Profile)
-	case rule.Mode == "report":
-		e.Would, e.Why = "pass", why+"; in mode \"report\" its credential is not injected, only logged"
 	case seen:
 		e.Would, e.Why = "pass", why+"; the request goes on as it is"
 	default:
 		e.Would, e.Why = "tunnel", why+"; the gateway does not look inside the TLS of this host"
+	}
+	if rule.Mode == "report" {
+		e.Why += fmt.Sprintf("; in mode \"report\" its action %s is not carried out", rule.Action)
 	}
 	return e, nil
 }

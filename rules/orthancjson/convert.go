@@ -45,7 +45,12 @@ func Convert(orthancJSON []byte, dir string) (toml []byte, notes []string, err e
 	}
 	c.orthanc(top)
 	if c.problems != nil {
-		return nil, nil, errors.Join(c.problems...)
+		said := map[string]bool{} // a key may have been asked for twice
+		return nil, nil, errors.Join(slices.DeleteFunc(c.problems, func(p error) bool {
+			again := said[p.Error()]
+			said[p.Error()] = true
+			return again
+		})...)
 	}
 	body, err := c.body()
 	if err != nil {

@@ -338,7 +338,7 @@ func keepTested(c *rules.Config, target string) error {
 		if r, ok := p.Settings.(*token.RefreshToken); ok && r.Rotation == "memory" {
 			return &usageError{
 				fmt.Sprintf("profile %q keeps its refresh token in memory only, and a test would use it up", p.Name),
-				"ask the gateway that runs: /dicomweb-oauth/status shows the profile's state; or set rotation = \"write-back\"",
+				"let the gateway that runs do it: POST /dicomweb-oauth/servers/NAME/test on its admin listener; or set rotation = \"write-back\"",
 			}
 		}
 	}

@@ -1,6 +1,6 @@
 // Package admin is the gateway's own face: health, status and the list of
 // servers, for operators and machines. It reads the gateway and changes nothing
-// of the proxied traffic. Its handler is safe for concurrent use.
+// of the proxied traffic; it can try a rule out. Its handler is safe for concurrent use.
 package admin
 
 import (
@@ -39,6 +39,7 @@ func New(o Options) *http.Server {
 	mux.HandleFunc("GET /readyz", a.readyz)
 	mux.Handle("GET /dicomweb-oauth/status", a.guarded(a.status))
 	mux.Handle("GET /dicomweb-oauth/servers", a.guarded(a.servers))
+	mux.Handle("POST /dicomweb-oauth/servers/{name}/test", http.NewCrossOriginProtection().Handler(a.guarded(a.test)))
 	return &http.Server{
 		Handler:           a.ownHost(mux),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -273,6 +274,27 @@ func (a *api) servers(w http.ResponseWriter, _ *http.Request) {
 		list = append(list, s)
 	}
 	writeJSON(w, http.StatusOK, list)
+}
+
+// test tries a rule for real, with the credentials of the running gateway. 200:
+// it works; 502: a step failed; 404: no such rule; 409: nothing to test.
+func (a *api) test(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	rule := ruleNamed(a.Gateway.Status().Config, name)
+	if rule == nil {
+		writeJSON(w, http.StatusNotFound, map[string]string{"error": "no rule has this name"})
+		return
+	}
+	report, err := a.Gateway.Probe(r.Context(), rule.URL, nil)
+	if err != nil { // a deny rule, a wildcard, http://
+		writeJSON(w, http.StatusConflict, map[string]string{"error": err.Error()})
+		return
+	}
+	status := http.StatusOK
+	if !report.OK {
+		status = http.StatusBadGateway
+	}
+	writeJSON(w, status, report)
 }
 
 func orNull(t time.Time) *time.Time {

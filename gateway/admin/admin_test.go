@@ -382,3 +382,46 @@ func TestOtherMethodsAndPathsAreRefused(t *testing.T) {
 		t.Errorf("unknown path: got %d, want 404", w.Code)
 	}
 }
+
+func (s *stack) post(t *testing.T, path string, headers ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodPost, path, nil)
+	r.Host = "127.0.0.1:3129"
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	s.handler.ServeHTTP(w, r)
+	return w
+}
+
+// What works is tested end to end; here is what does not.
+func TestServerTestTellsTheStepThatFails(t *testing.T) {
+	s := start(t, "")
+	for path, want := range map[string]int{
+		"/dicomweb-oauth/servers/nobody/test": http.StatusNotFound,
+		"/dicomweb-oauth/servers/closed/test": http.StatusConflict, // its rule denies
+	} {
+		if w := s.post(t, path); w.Code != want {
+			t.Errorf("%s: got %d, want %d", path, w.Code, want)
+		}
+	}
+	w := s.post(t, "/dicomweb-oauth/servers/archive/test") // example.org has no such server
+	report := decode[gateway.Report](t, w)
+	if w.Code != http.StatusBadGateway || report.OK || report.Name != "archive" || len(report.Steps) == 0 {
+		t.Fatalf("got %d, %+v, want 502 with the steps", w.Code, report)
+	}
+	if last := report.Steps[len(report.Steps)-1]; last.OK || last.Detail == "" || last.Hint == "" {
+		t.Errorf("the last step is %+v, want one that failed and says why", last)
+	}
+}
+
+// A web page that the administrator visits must not set off anything here.
+func TestOtherOriginsMayNotTest(t *testing.T) {
+	s := start(t, "")
+	for _, headers := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "https://evil.test"}} {
+		if w := s.post(t, "/dicomweb-oauth/servers/closed/test", headers...); w.Code != http.StatusForbidden {
+			t.Errorf("%v: got %d, want 403", headers, w.Code)
+		}
+	}
+}

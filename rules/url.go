@@ -58,7 +58,7 @@ func parseTarget(s string) (target, error) {
 	if strings.ContainsFunc(t.prefix, func(c rune) bool { return c <= ' ' || c >= 0x7f }) {
 		return t, errors.New("the path has a character that no request's path can have as it stands")
 	}
-	if decoded, err := decodedPath(t.prefix); err != nil || decoded != t.prefix {
+	if decoded, err := decodedPath(t.prefix); err != nil || decoded != t.prefix || strings.Contains(t.prefix, "%") {
 		return t, errors.New("the path must be plain: no dot segment, empty segment, backslash, semicolon or % escape")
 	}
 	return t, nil

@@ -105,12 +105,7 @@ func (x *exchange) end() {
 			rec.Outcome = audit.Cut
 		}
 	}
-	if x.rule != nil {
-		s := x.g.stats.rule(x.rule.Name)
-		s.requests.Add(1)
-		s.lastStatus.Store(int64(rec.Status))
-		s.lastUsed.Store(time.Now().UnixNano())
-	}
+	x.g.stats.observe(rec)
 	x.g.audit.Write(*rec)
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"orthanc-dicomweb-oauth/gateway/audit"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/token"
 )
@@ -43,6 +44,17 @@ func (s *stats) rule(name string) *ruleStats {
 		s.rules[name] = r
 	}
 	return r
+}
+
+// observe counts a request that has ended.
+func (s *stats) observe(rec *audit.Record) {
+	if rec.Rule == "" {
+		return
+	}
+	r := s.rule(rec.Rule)
+	r.requests.Add(1)
+	r.lastStatus.Store(int64(rec.Status))
+	r.lastUsed.Store(time.Now().UnixNano())
 }
 
 func (s *stats) refused(reason string) {

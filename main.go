@@ -394,7 +394,7 @@ func (s *service) listen(ctx context.Context, c *rules.Config) error {
 		}
 		s.adminAt = ln.Addr()
 		s.gateway.Protect(s.adminAt)
-		s.admin = admin.New(admin.Options{Gateway: s.gateway, CA: s.ca, Admin: c.Admin, Version: buildVersion(), Log: s.log})
+		s.admin = admin.New(admin.Options{Gateway: s.gateway, Admin: c.Admin, Version: buildVersion(), Log: s.log})
 		go func() { s.failed <- s.admin.Serve(ln) }()
 	}
 	s.proxyAt = proxy.Addr()

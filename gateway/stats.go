@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"orthanc-dicomweb-oauth/certs"
 	"orthanc-dicomweb-oauth/gateway/audit"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/token"
@@ -65,9 +66,15 @@ func (s *stats) refused(reason string) {
 
 // Status is what an operator may know about the gateway.
 type Status struct {
-	StartedAt   time.Time
-	Draining    bool
-	Config      *rules.Config
+	StartedAt time.Time
+	Draining  bool
+	Config    *rules.Config
+	// LoadedAt is when this config was taken up.
+	LoadedAt time.Time
+	// ReloadedAt is when the last reload was tried; zero: never.
+	ReloadedAt time.Time
+	// ReloadError tells why the last reload changed nothing; "": it did, or there was none.
+	ReloadError string
 	Profiles    []ProfileStatus // by name
 	Connections int64
 	InFlight    int
@@ -95,7 +102,7 @@ type RuleStatus struct {
 func (g *Gateway) Status() Status {
 	snap := g.current.Load()
 	st := Status{
-		StartedAt: g.started, Draining: g.Draining(), Config: snap.config,
+		StartedAt: g.started, Draining: g.Draining(), Config: snap.config, LoadedAt: g.started,
 		Connections: g.stats.connections.Load(), InFlight: g.busy.count(), Untrusted: g.stats.untrusted.Load(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(snap.sources)) {
@@ -106,6 +113,9 @@ func (g *Gateway) Status() Status {
 	st.Refused = maps.Clone(g.stats.refusals)
 	return st
 }
+
+// CA returns the CA that signs for clients now.
+func (g *Gateway) CA() *certs.CA { return g.ca }
 
 // Rules returns what happened to the requests of each rule, in the order of the config.
 func (g *Gateway) Rules() []RuleStatus {

@@ -16,7 +16,6 @@ import (
 	"slices"
 	"time"
 
-	"orthanc-dicomweb-oauth/certs"
 	"orthanc-dicomweb-oauth/gateway"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/token"
@@ -25,7 +24,6 @@ import (
 // Options are what the admin API shows and how it is guarded.
 type Options struct {
 	Gateway *gateway.Gateway
-	CA      *certs.CA
 	Admin   rules.Admin
 	Version string
 	Log     *slog.Logger
@@ -199,8 +197,8 @@ func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 	st := a.Gateway.Status()
 	body := status{
 		Status: overall(st), Version: a.Version, StartedAt: st.StartedAt.UTC(),
-		Config:      configStatus{Path: st.Config.Path, Revision: st.Config.Revision, LoadedAt: st.StartedAt.UTC()},
-		CA:          caStatus{a.CA.Fingerprint(), a.CA.Certificate().NotAfter},
+		Config:      configStatus{Path: st.Config.Path, Revision: st.Config.Revision, LoadedAt: st.LoadedAt.UTC(), LastError: textOrNull(st.ReloadError)},
+		CA:          caStatus{a.Gateway.CA().Fingerprint(), a.Gateway.CA().Certificate().NotAfter},
 		Profiles:    []profileStatus{},
 		Connections: st.Connections, InFlight: st.InFlight, UntrustedCA: st.Untrusted, Refused: st.Refused,
 	}
@@ -311,4 +309,11 @@ func writeJSON(w http.ResponseWriter, code int, body any) {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	_ = enc.Encode(body) // the client has gone; nothing to tell
+}
+
+func textOrNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
 }

@@ -95,7 +95,7 @@ func (s *stack) start(t *testing.T, adminTable string) *stack {
 			t.Error(err)
 		}
 	})
-	s.handler = admin.New(admin.Options{Gateway: s.gateway, CA: s.ca, Admin: s.config.Admin, Version: "1.2.3", Log: slog.New(slog.DiscardHandler)}).Handler
+	s.handler = admin.New(admin.Options{Gateway: s.gateway, Admin: s.config.Admin, Version: "1.2.3", Log: slog.New(slog.DiscardHandler)}).Handler
 	return s
 }
 

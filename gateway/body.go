@@ -23,6 +23,7 @@ var (
 type requestBody struct {
 	src    io.Reader
 	moved  func()       // called after each read from the client
+	ahead  func() bool  // more can be read from src at once; nil: not known
 	bytes  atomic.Int64 // read from the client
 	inRead atomic.Bool  // waiting for the client right now
 	atEOF  atomic.Bool  // the client has sent all of it
@@ -61,6 +62,13 @@ func (b *requestBody) replayable() bool {
 	return !b.lost
 }
 
+// whole reports whether all of the body is kept.
+func (b *requestBody) whole() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.lost && errors.Is(b.err, io.EOF)
+}
+
 // failure returns why the client's body broke off; nil if it did not.
 func (b *requestBody) failure() error {
 	b.mu.Lock()
@@ -84,6 +92,11 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 	}
 	b.inRead.Store(true)
 	n, err := b.src.Read(p)
+	for err == nil && n < len(p) && b.ahead != nil && b.ahead() {
+		var more int
+		more, err = b.src.Read(p[n:])
+		n += more
+	}
 	b.inRead.Store(false)
 	b.moved()
 	return a.took(p[:n], err)

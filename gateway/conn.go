@@ -18,6 +18,8 @@ import (
 // it: the TCP connection on the front, the TLS inside a tunnel on the inner one.
 type clientConn struct {
 	net.Conn
+	// low is what lies below the TLS inside a tunnel; nil on the front.
+	low *bulkConn
 	// tunnel is the CONNECT that led here; nil on the front.
 	tunnel *tunnel
 	// overloaded: accepted beyond the limit, only to be told so.
@@ -78,6 +80,30 @@ func (c *clientConn) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
+}
+
+// ahead reports whether something can be read at once.
+func (c *clientConn) ahead() bool { return c.low != nil && c.low.ahead() >= maxRecord }
+
+// bulk tells whether a large body comes in.
+func (c *clientConn) bulk(on bool) {
+	if c.low != nil {
+		c.low.reading.Store(on)
+	}
+}
+
+// cork begins to gather what is written; uncork must follow, at once.
+func (c *clientConn) cork() {
+	if c.low != nil {
+		c.low.cork()
+	}
+}
+
+func (c *clientConn) uncork() error {
+	if c.low == nil {
+		return nil
+	}
+	return c.low.uncork()
 }
 
 // CloseWrite half-closes, so that a client reads our last answer before the end.

@@ -160,7 +160,8 @@ func (g *Gateway) handshake(ctx context.Context, client net.Conn, t *tunnel, tim
 		return
 	}
 	heard := &lastBytes{Conn: client}
-	conn := tls.Server(heard, &tls.Config{
+	low := &bulkConn{Conn: heard}
+	conn := tls.Server(low, &tls.Config{
 		Certificates:           []tls.Certificate{*leaf},
 		MinVersion:             tls.VersionTLS12,
 		NextProtos:             []string{"http/1.1"},
@@ -173,7 +174,7 @@ func (g *Gateway) handshake(ctx context.Context, client net.Conn, t *tunnel, tim
 	}
 	_ = client.SetDeadline(time.Time{})
 	t.sni = conn.ConnectionState().ServerName
-	g.handoff.put(&clientConn{Conn: conn, tunnel: t, overloaded: t.overloaded, onMalformed: g.malformed})
+	g.handoff.put(&clientConn{Conn: &secureConn{Conn: conn, low: low}, low: low, tunnel: t, overloaded: t.overloaded, onMalformed: g.malformed})
 }
 
 func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, err error) {
@@ -248,7 +249,7 @@ func (x *exchange) tunnel() {
 		return
 	}
 	x.entered = true
-	up, err := x.snap.dial(x.in.Context(), x.rule, x.authority)
+	up, err := x.snap.upstream(x.rule).tunnel(x.in.Context(), x.authority)
 	if err != nil {
 		x.refuse(classify(err))
 		return
@@ -265,28 +266,6 @@ func (x *exchange) tunnel() {
 	x.g.connect.ServeHTTP(&hijackWriter{x.w}, x.in.WithContext(ctx))
 }
 
-// dial opens a connection for a rule (nil: none names the host), through the
-// corporate proxy if there is one.
-func (s *snapshot) dial(ctx context.Context, r *rules.Rule, a rules.Authority) (net.Conn, error) {
-	dial := s.upstream(r).dial
-	if s.corporate == nil {
-		return dial(ctx, "tcp", a.String())
-	}
-	if err := s.upstream(r).permits(a); err != nil {
-		return nil, err
-	}
-	c, err := dial(ctx, "tcp", s.corporate.Host)
-	if err != nil {
-		return nil, err
-	}
-	through, err := connectThrough(c, s.corporate, a, s.config.Proxy.HeaderTimeout)
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
-	return through, nil
-}
-
 // errCorporateProxy is an upstream_proxy that does not open a tunnel.
 type errCorporateProxy struct{ status int }
 
@@ -295,15 +274,21 @@ func (e errCorporateProxy) Error() string {
 	return fmt.Sprintf("upstream_proxy answered CONNECT with status %d", e.status)
 }
 
-func connectThrough(c net.Conn, proxy *url.URL, a rules.Authority, timeout time.Duration) (net.Conn, error) {
+// basicAuth is the Proxy-Authorization for a proxy whose URL names a user.
+func basicAuth(proxy *url.URL) string {
+	password, _ := proxy.User.Password()
+	r := &http.Request{Header: http.Header{}}
+	r.SetBasicAuth(proxy.User.Username(), password)
+	return r.Header.Get("Authorization")
+}
+
+func connectThrough(ctx context.Context, c net.Conn, proxy *url.URL, a rules.Authority, timeout time.Duration) (net.Conn, error) {
+	defer context.AfterFunc(ctx, func() { c.Close() })()
 	_ = c.SetDeadline(time.Now().Add(timeout))
 	defer c.SetDeadline(time.Time{}) //nolint:errcheck // a connection that cannot take it fails at its next use
 	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: a.String()}, Host: a.String(), Header: http.Header{}}
-	if u := proxy.User; u != nil {
-		password, _ := u.Password()
-		basic := &http.Request{Header: http.Header{}}
-		basic.SetBasicAuth(u.Username(), password)
-		req.Header.Set("Proxy-Authorization", basic.Header.Get("Authorization"))
+	if proxy.User != nil {
+		req.Header.Set("Proxy-Authorization", basicAuth(proxy))
 	}
 	if err := req.Write(c); err != nil {
 		return nil, err

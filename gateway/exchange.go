@@ -76,6 +76,9 @@ func (x *exchange) end() {
 	if x.leftBehind() {
 		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Now().Add(leftoverTime))
 	}
+	if x.body != nil {
+		connOf(x.in.Context()).bulk(false)
+	}
 	if upload := x.asking.Load(); upload != nil {
 		upload.stop()
 	}
@@ -227,7 +230,7 @@ func (x *exchange) send(path string) {
 		return
 	}
 	x.entered = true
-	ctx, cancel := context.WithCancelCause(context.WithValue(x.in.Context(), exchangeKey{}, x))
+	ctx, cancel := context.WithCancelCause(x.in.Context())
 	x.ctx, x.cancel = ctx, cancel
 	proxy := x.snap.config.Proxy
 	control := http.NewResponseController(x.w.ResponseWriter)
@@ -241,11 +244,14 @@ func (x *exchange) send(path string) {
 		// Else net/http would read from the body itself when the answer begins,
 		// while it is still on its way to the upstream: the upload would lose a part.
 		_ = control.EnableFullDuplex()
-		x.body = &requestBody{src: x.in.Body, moved: x.moved}
+		conn := connOf(x.in.Context())
+		x.body = &requestBody{src: x.in.Body, moved: x.moved, ahead: conn.ahead}
+		if n := x.in.ContentLength; n < 0 || n > bulkSize/2 {
+			conn.bulk(true)
+		}
 	}
-	delete(x.in.Header, "Upgrade") // ReverseProxy would have a word about it
 	x.target = path
-	x.g.forward.ServeHTTP(x.w, x.in.WithContext(ctx))
+	x.forward()
 	x.finished = true
 }
 
@@ -274,13 +280,6 @@ func (x *exchange) moved() {
 		upload.touch()
 	}
 	x.answering.touch() // an answer may wait for the rest of the upload
-}
-
-type exchangeKey struct{}
-
-func exchangeOf(ctx context.Context) *exchange {
-	x, _ := ctx.Value(exchangeKey{}).(*exchange)
-	return x
 }
 
 // rawPath returns the path of the request line as the client wrote it, since
@@ -313,9 +312,6 @@ func (x *exchange) rawURL() *url.URL {
 		u.Path, u.RawPath = x.in.URL.Path, x.in.URL.RawPath // Opaque would read it as an authority
 	} else {
 		u.Opaque = x.target
-		if x.scheme == "http" && x.snap.corporate != nil {
-			u.Opaque = "//" + u.Host + x.target // a proxy wants the absolute form
-		}
 	}
 	return u
 }

@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net/http"
-	"net/http/httptrace"
-	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,42 +22,10 @@ var (
 	errClientStalled = errors.New("client stopped sending")
 )
 
-// copyBuffer is the size of the buffers between upstream and client.
-const copyBuffer = 64 << 10
+// smallBody is the size of the buffers for bodies that are not large.
+const smallBody = 16 << 10
 
-// newForward returns the one ReverseProxy of the gateway. It strips hop-by-hop
-// headers before Rewrite, so that no client can nominate the credential, which
-// is put on later, in RoundTrip.
-func (g *Gateway) newForward() *httputil.ReverseProxy {
-	return &httputil.ReverseProxy{
-		Rewrite:        func(p *httputil.ProxyRequest) { exchangeOf(p.In.Context()).rewrite(p.Out) },
-		Transport:      roundTripper(func(r *http.Request) (*http.Response, error) { return exchangeOf(r.Context()).roundTrip(r) }),
-		ModifyResponse: func(r *http.Response) error { return exchangeOf(r.Request.Context()).modify(r) },
-		ErrorHandler:   func(_ http.ResponseWriter, r *http.Request, err error) { exchangeOf(r.Context()).failed(err) },
-		FlushInterval:  -1, // what has arrived is passed on
-		BufferPool:     &buffers{},
-		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // the audit record tells of a cut answer
-	}
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-// RoundTrip implements [http.RoundTripper].
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// buffers pools copy buffers.
-type buffers struct{ pool sync.Pool }
-
-// Get implements [httputil.BufferPool].
-func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*[copyBuffer]byte); ok {
-		return p[:]
-	}
-	return make([]byte, copyBuffer)
-}
-
-// Put implements [httputil.BufferPool].
-func (b *buffers) Put(p []byte) { b.pool.Put((*[copyBuffer]byte)(p)) }
+var copyBuffers = sync.Pool{New: func() any { return new([smallBody]byte) }}
 
 // overrides are headers by which some servers let a client name another method
 // or path than those that the rule was asked about.
@@ -67,81 +33,179 @@ var overrides = [...]string{
 	"X-Http-Method", "X-Http-Method-Override", "X-Method-Override", "X-Original-Url", "X-Rewrite-Url",
 }
 
-// rewrite makes the upstream's request out of the client's, still without a
-// credential. ReverseProxy has stripped hop-by-hop and X-Forwarded-* headers.
-func (x *exchange) rewrite(out *http.Request) {
-	out.URL = x.rawURL()
-	out.Host = x.authority.HostHeader(map[string]uint16{"https": 443, "http": 80}[x.scheme])
-	out.Trailer = nil
-	h := out.Header
-	for name := range h {
-		if strings.HasPrefix(strings.ReplaceAll(strings.ToLower(name), "_", "-"), "x-forwarded-") {
-			delete(h, name)
+// hopByHop reports whether a header is for one connection only (RFC 9110
+// section 7.6.1), or one that the gateway alone may write.
+func hopByHop(name string) bool {
+	switch name {
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length":
+		return true
+	}
+	return false
+}
+
+// nominated returns the headers that Connection names, in canonical form.
+func nominated(h http.Header) []string {
+	var names []string
+	for _, value := range h["Connection"] {
+		for name := range strings.SplitSeq(value, ",") {
+			names = append(names, http.CanonicalHeaderKey(strings.Trim(name, " \t")))
 		}
 	}
-	// Azure builds URLs from the first three. Expect is answered here, at once.
-	for _, name := range []string{"Forwarded", "Via", "Expect", "Te", "Upgrade", "Connection"} {
+	return names
+}
+
+// request makes the upstream's request out of the client's, still without a
+// credential: what is hop-by-hop is gone before one is put on, so that no client
+// can nominate it.
+func (x *exchange) request() *http.Request {
+	h := make(http.Header, len(x.in.Header)+4)
+	for name, values := range x.in.Header {
+		if !hopByHop(name) && !x.withheld(name) {
+			h[name] = values
+		}
+	}
+	for _, name := range nominated(x.in.Header) {
 		delete(h, name)
-	}
-	if x.source != nil {
-		for _, name := range overrides {
-			delete(h, name)
-		}
-		delete(h, "Authorization")
 	}
 	if x.rule != nil {
 		for name, value := range x.rule.Headers {
 			h.Set(name, value.Reveal())
 		}
 	}
-	if x.body == nil {
-		out.Body, out.ContentLength = nil, 0
+	out := &http.Request{Method: x.in.Method, URL: x.rawURL(), Header: h, Host: x.authority.HostHeader(x.defaultPort())}
+	if x.body != nil {
+		out.ContentLength = x.in.ContentLength
 	}
+	return out
+}
+
+// withheld reports whether a client's header does not go out.
+func (x *exchange) withheld(name string) bool {
+	switch name {
+	case "Forwarded", "Via": // Azure builds URLs from these, and from those below
+		return true
+	case "Expect": // answered here
+		return true
+	case "Authorization":
+		return x.source != nil
+	}
+	if name[0] == 'X' || name[0] == 'x' {
+		plain := strings.ReplaceAll(strings.ToLower(name), "_", "-")
+		return strings.HasPrefix(plain, "x-forwarded-") || x.source != nil && slices.Contains(overrides[:], name)
+	}
+	return false
+}
+
+func (x *exchange) defaultPort() uint16 {
+	if x.scheme == "http" {
+		return 80
+	}
+	return 443
+}
+
+// forward sends the request and passes the answer on.
+func (x *exchange) forward() {
+	resp, err := x.roundTrip()
+	if err == nil {
+		defer resp.Body.Close()
+		err = x.modify(resp)
+	}
+	if err != nil {
+		x.failed(err)
+		return
+	}
+	x.pass(resp)
+}
+
+// pass streams the answer to the client. An answer that breaks off is cut for
+// the client too.
+func (x *exchange) pass(resp *http.Response) {
+	h := x.w.Header()
+	for name, values := range resp.Header {
+		h[name] = values
+	}
+	x.w.WriteHeader(resp.StatusCode)
+	var buf []byte
+	if n := resp.ContentLength; n >= 0 && n <= smallBody {
+		small := copyBuffers.Get().(*[smallBody]byte)
+		defer copyBuffers.Put(small)
+		buf = small[:]
+	} else {
+		large := bulkBuffers.Get().(*[bulkRoom]byte)
+		defer bulkBuffers.Put(large)
+		buf = large[:bulkSize]
+	}
+	client := connOf(x.in.Context())
+	control := http.NewResponseController(x.w.ResponseWriter)
+	for {
+		n, err := fill(resp.Body, buf)
+		if n > 0 {
+			client.cork()
+			_, writeErr := x.w.Write(buf[:n])
+			if err == nil && writeErr == nil {
+				writeErr = control.Flush() // what follows may take its time
+			}
+			if uncorkErr := client.uncork(); writeErr == nil {
+				writeErr = uncorkErr
+			}
+			if writeErr != nil {
+				panic(http.ErrAbortHandler)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// fill reads what has arrived, as far as p has room; it waits for the first byte only.
+func fill(body io.Reader, p []byte) (int, error) {
+	n, err := body.Read(p)
+	more, ok := body.(interface{ ahead() bool })
+	for ok && err == nil && n < len(p) && more.ahead() {
+		var m int
+		m, err = body.Read(p[n:])
+		n += m
+	}
+	return n, err
 }
 
 // roundTrip sends the request, with its credential if the rule injects one. A
 // 401 renews the credential and sends the request again where its body allows.
-func (x *exchange) roundTrip(out *http.Request) (*http.Response, error) {
-	resp, generation, err := x.attempt(out)
+func (x *exchange) roundTrip() (*http.Response, error) {
+	resp, generation, err := x.attempt()
 	if err != nil || resp.StatusCode != http.StatusUnauthorized || x.source == nil {
 		return resp, err
 	}
 	again := x.canRepeat(resp, generation)
-	x.snap.upstream(x.rule).refused()
+	x.snap.upstream(x.rule).refused(x.place())
 	if again {
 		resp.Body.Close()
-		resp, _, err = x.attempt(out)
+		resp, _, err = x.attempt()
 	}
 	return resp, err
 }
 
+func (x *exchange) place() place { return place{x.scheme, x.authority} }
+
 // attempt is one request to the upstream. It returns the generation of the
 // token that went with it.
-func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
-	up := x.snap.upstream(x.rule)
-	if err := up.permits(x.authority); err != nil {
-		return nil, 0, err
-	}
-	req := out.WithContext(bare{out.Context()})
-	req.Header = out.Header.Clone() // an earlier attempt may still read its own
+func (x *exchange) attempt() (*http.Response, uint64, error) {
+	req := x.request().WithContext(x.ctx)
 	if x.body != nil {
 		body, ok := x.body.attempt()
 		if !ok {
 			return nil, 0, &refusal{problem{code: upstreamProtocol, detail: "the request could not be sent again"}}
 		}
 		req.Body = body
-		req.GetBody = func() (io.ReadCloser, error) {
-			body, ok := x.body.attempt()
-			if !ok {
-				return nil, errLost
-			}
-			x.watchUpload()
-			return body, nil
-		}
 	}
 	generation := uint64(0)
 	if x.source != nil {
-		t, err := x.source.Token(out.Context())
+		t, err := x.source.Token(x.ctx)
 		if err != nil {
 			return nil, 0, x.noCredential(err)
 		}
@@ -152,19 +216,7 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 		}
 	}
 	x.record.Attempts++
-	if x.body != nil {
-		upload := x.watchUpload()
-		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
-			WroteRequest: func(httptrace.WroteRequestInfo) { upload.stop() },
-		}))
-		if _, named := req.Header["Idempotency-Key"]; !named {
-			// Every DICOMweb transaction may be sent twice. With this entry, which does
-			// not go out, Transport sends it again, if the body is there from its first
-			// byte, when a kept connection turns out to be closed.
-			req.Header["Idempotency-Key"] = nil
-		}
-	}
-	resp, err := up.transport.RoundTrip(req)
+	resp, err := x.exchangeWith(x.snap.upstream(x.rule), req, generation)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -178,14 +230,82 @@ func (x *exchange) attempt(out *http.Request) (*http.Response, uint64, error) {
 			x.renew = x.source.Reject(generation)
 		} else {
 			x.source.Accept()
+			x.snap.upstream(x.rule).accept(x.place(), generation)
 		}
 	}
-	// A copy, because Transport adds the trailers to its own response at the end
-	// of the body, and trailers break Orthanc's WADO-RS client.
-	passed := *resp
-	passed.Trailer = nil
-	passed.Request = out
-	return &passed, generation, nil
+	return resp, generation, nil
+}
+
+// exchangeWith sends the request on a kept connection or a new one. When a kept
+// one turns out to be closed, the request is sent again on a new one, if its
+// body is still there from its first byte: every DICOMweb transaction may be
+// sent twice, and Orthanc never does.
+func (x *exchange) exchangeWith(up *upstream, req *http.Request, generation uint64) (*http.Response, error) {
+	for fresh := false; ; fresh = true {
+		c, err := up.take(x.ctx, x.place(), fresh)
+		if err != nil {
+			return nil, err
+		}
+		var g *gate
+		wrote := func() {}
+		if x.body != nil {
+			g = x.gate(up, req, generation)
+			wrote = x.watchUpload().stop
+		}
+		resp, err := c.send(x.ctx, req, g, wrote)
+		if err == nil && g != nil && g.timedOut.Load() && !g.continued {
+			up.neverContinues(x.place())
+		}
+		if err == nil && resp.StatusCode == http.StatusExpectationFailed && g != nil {
+			up.neverContinues(x.place())
+			if x.rewind(req) {
+				resp.Body.Close()
+				continue
+			}
+		}
+		if !errors.Is(err, errStale) || fresh || !x.rewind(req) {
+			return resp, err
+		}
+	}
+}
+
+// rewind gives the request its body once more, from the first byte, if it has one.
+func (x *exchange) rewind(req *http.Request) bool {
+	if x.body == nil {
+		return true
+	}
+	if x.body.failure() != nil {
+		return false
+	}
+	if req.GetBody != nil { // a copy, made to be signed
+		body, err := req.GetBody()
+		req.Body = body
+		return err == nil
+	}
+	body, ok := x.body.attempt()
+	req.Body = body
+	return ok
+}
+
+// gate returns what holds back an upload that cannot be kept whole, until the
+// server has seen the credential; nil if nothing need be held back. Nothing goes
+// out before the server asks for it, or has had its time to; if the credential was
+// accepted there lately, the part that is kept may go ahead, which costs no time.
+func (x *exchange) gate(up *upstream, req *http.Request, generation uint64) *gate {
+	if x.source == nil || req.GetBody != nil || req.ContentLength >= 0 && req.ContentLength <= replayWindow || x.body.whole() {
+		return nil
+	}
+	ask, wait := up.expectation(x.place(), generation)
+	switch {
+	case !ask:
+		return nil
+	case !wait:
+		return newGate(replayWindow)
+	}
+	if strings.EqualFold(x.in.Header.Get("Expect"), "100-continue") {
+		x.w.WriteHeader(http.StatusContinue) // the client need not wait as well
+	}
+	return newGate(0)
 }
 
 // putOn puts the credential on a request. One that signs may read the whole body
@@ -201,11 +321,10 @@ func (x *exchange) putOn(t *token.Token, req *http.Request) error {
 	}
 	if req.Body != body && req.Body != http.NoBody {
 		req.Body = &watchedBody{req.Body, x}
-		if again := req.GetBody; again != nil {
-			req.GetBody = func() (io.ReadCloser, error) {
-				copied, err := again()
-				return &watchedBody{copied, x}, err
-			}
+		again := req.GetBody
+		req.GetBody = func() (io.ReadCloser, error) {
+			copied, err := again()
+			return &watchedBody{copied, x}, err
 		}
 	}
 	return nil
@@ -261,13 +380,6 @@ func (x *exchange) canRepeat(resp *http.Response, generation uint64) bool {
 	return err == nil && t.Generation() != generation
 }
 
-// bare hides a context's values: ReverseProxy's trace would pass 1xx answers on
-// to Orthanc, and lift Transport's limit on their number.
-type bare struct{ context.Context }
-
-// Value implements [context.Context].
-func (bare) Value(any) any { return nil }
-
 // modify makes the upstream's answer one that Orthanc understands.
 func (x *exchange) modify(resp *http.Response) error {
 	if upload := x.asking.Load(); upload != nil {
@@ -277,10 +389,17 @@ func (x *exchange) modify(resp *http.Response) error {
 		}
 	}
 	h := resp.Header
+	for _, name := range nominated(h) {
+		delete(h, name)
+	}
+	for name := range h {
+		if hopByHop(name) && name != "Content-Length" {
+			delete(h, name)
+		}
+	}
 	if _, ok := h["Content-Type"]; !ok {
 		x.w.Header()["Content-Type"] = nil // net/http would guess one
 	}
-	delete(h, "Trailer")
 	delete(h, "X-Gateway-Error")
 	delete(h, "X-Gateway-Upstream-Status")
 	if err := x.checkRedirect(resp); err != nil {
@@ -299,7 +418,6 @@ func (x *exchange) modify(resp *http.Response) error {
 		resp.ContentLength = 0
 		h["Content-Type"] = nil
 		delete(h, "Content-Encoding")
-		delete(h, "Transfer-Encoding")
 		h.Set("Content-Length", "0")
 	}
 	x.answering.start()

@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"sync/atomic"
 	"time"
 
@@ -51,7 +50,6 @@ type Gateway struct {
 	hops    redirects
 
 	connect  *goproxy.ProxyHttpServer // dispatches CONNECT
-	forward  *httputil.ReverseProxy   // sends requests on
 	front    *http.Server             // what Orthanc connects to
 	inner    *http.Server             // speaks inside terminated TLS
 	handoff  *handoff                 // connections from front to inner
@@ -87,7 +85,6 @@ func New(o Options) (*Gateway, error) {
 	g.connect = goproxy.NewProxyHttpServer()
 	g.connect.Logger = quiet{}
 	g.connect.OnRequest().HandleConnectFunc(g.dispatch)
-	g.forward = g.newForward()
 	g.front = g.newServer(p, http.HandlerFunc(g.serveFront))
 	g.inner = g.newServer(p, http.HandlerFunc(g.serveInner))
 	return g, nil

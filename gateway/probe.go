@@ -137,7 +137,7 @@ func (p *probe) dns(ctx context.Context) (string, *problem) {
 }
 
 func (p *probe) tcp(ctx context.Context) (string, *problem) {
-	conn, err := p.snap.dial(ctx, p.rule, p.authority)
+	conn, err := p.snap.upstream(p.rule).tunnel(ctx, p.authority)
 	if err != nil {
 		failed := classify(err)
 		return "", &failed
@@ -150,10 +150,8 @@ func (p *probe) tcp(ctx context.Context) (string, *problem) {
 }
 
 func (p *probe) tls(ctx context.Context) (string, *problem) {
-	conf := p.snap.upstream(p.rule).transport.TLSClientConfig.Clone()
-	conf.ServerName, conf.NextProtos, conf.ClientSessionCache = p.authority.Host(), []string{"http/1.1"}, nil
-	conn := tls.Client(p.conn, conf)
-	if err := conn.HandshakeContext(ctx); err != nil {
+	conn, err := p.snap.upstream(p.rule).secure(ctx, p.conn, p.authority)
+	if err != nil {
 		failed := classify(err)
 		return "", &failed
 	}
@@ -190,7 +188,7 @@ func (p *probe) query(ctx context.Context) (string, *problem) {
 		return "", &problem{detail: "the URL cannot be asked"}
 	}
 	req.URL.Host, req.Host = p.authority.String(), p.authority.HostHeader(443)
-	req.Header = http.Header{"Accept": {"application/dicom+json"}, "User-Agent": {""}}
+	req.Header = http.Header{"Accept": {"application/dicom+json"}}
 	for name, value := range p.rule.Headers {
 		req.Header.Set(name, value.Reveal())
 	}
@@ -200,7 +198,12 @@ func (p *probe) query(ctx context.Context) (string, *problem) {
 			return "", &failed
 		}
 	}
-	resp, err := p.snap.upstream(p.rule).transport.RoundTrip(req)
+	c, err := p.snap.upstream(p.rule).connect(ctx, place{"https", p.authority})
+	if err != nil {
+		failed := classify(err)
+		return "", &failed
+	}
+	resp, err := c.send(ctx, req, nil, nil)
 	if err != nil {
 		failed := classify(err)
 		return "", &failed

@@ -198,7 +198,7 @@ func classify(err error) problem {
 		return problem{code: upstreamUnreachable, detail: corporate.Error(), hint: "check upstream_proxy under [proxy]"}
 	}
 	op, isOp := errors.AsType[*net.OpError](err)
-	if isOp && op.Op == "proxyconnect" { // how net/http names a failure to reach its proxy
+	if _, ok := errors.AsType[errToProxy](err); ok {
 		return problem{code: upstreamUnreachable, detail: "upstream_proxy was not reached", hint: "check upstream_proxy under [proxy]"}
 	}
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
@@ -207,7 +207,7 @@ func classify(err error) problem {
 	if isOp && op.Op == "dial" {
 		return problem{code: upstreamUnreachable, detail: "the connection was not accepted: " + op.Err.Error(), hint: "check host and port in the rule's url, and firewalls"}
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, errStale) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return problem{code: upstreamProtocol, detail: "the connection was closed before an answer came"}
 	}
 	return problem{code: upstreamProtocol, detail: "the answer could not be read"}
@@ -253,7 +253,7 @@ func certificateReason(err error) string {
 	return "the certificate was not accepted"
 }
 
-// refusal carries a problem through [http.RoundTripper] and ReverseProxy.
+// refusal is a problem as an error.
 type refusal struct{ problem problem }
 
 // Error implements error.

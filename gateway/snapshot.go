@@ -93,6 +93,6 @@ func (s *snapshot) close() {
 	}
 	all.Wait()
 	for _, up := range s.upstreams {
-		up.transport.CloseIdleConnections()
+		up.close()
 	}
 }

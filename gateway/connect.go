@@ -199,9 +199,9 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 // certificateRefused says what to change when a client does not trust our CA,
 // since Orthanc itself never says why.
 func (g *Gateway) certificateRefused(t *tunnel, how string) {
-	g.stats.untrusted.Add(1)
 	g.log.Error("Orthanc does not trust this CA: set HttpsCACertificates to ca_bundle",
 		"ca_bundle", g.ca.BundlePath(), "authority", t.authority.String(), "client", t.client, "reason", how)
+	g.stats.untrusted.Add(1)
 }
 
 // lastBytes remembers the end of what was read. A client that refuses our

@@ -100,6 +100,7 @@ var goodTLS = sync.OnceValue(func() *tls.Config {
 // seen is a request as it arrived.
 type seen struct {
 	method, target, host, sni string
+	remote                    string // which connection it came on
 	header                    http.Header
 }
 
@@ -128,7 +129,7 @@ func newDoubleWith(t *testing.T, conf *tls.Config, handler http.HandlerFunc) *do
 	}
 	d := &double{}
 	d.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s := seen{method: r.Method, target: r.RequestURI, host: r.Host, header: r.Header.Clone()}
+		s := seen{method: r.Method, target: r.RequestURI, host: r.Host, remote: r.RemoteAddr, header: r.Header.Clone()}
 		if r.TLS != nil {
 			s.sni = r.TLS.ServerName
 		}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -113,7 +114,12 @@ func (g *Gateway) Serve(ln net.Listener) error {
 	g.Protect(ln.Addr())
 	inner := make(chan error, 1)
 	go func() { inner <- g.inner.Serve(g.handoff) }()
+	ctx, cancel := context.WithCancel(context.Background())
+	var warming sync.WaitGroup
+	warming.Go(func() { g.keepWarm(ctx) })
 	err := g.front.Serve(g.countingListener(ln))
+	cancel()
+	warming.Wait()
 	g.handoff.Close()
 	if innerErr := <-inner; errors.Is(err, http.ErrServerClosed) {
 		err = innerErr
@@ -122,6 +128,21 @@ func (g *Gateway) Serve(ln net.Listener) error {
 		return nil
 	}
 	return fmt.Errorf("serve proxy: %w", err)
+}
+
+// keepWarm looks after the connections to the upstreams, so that the first
+// request after a pause pays no handshake.
+func (g *Gateway) keepWarm(ctx context.Context) {
+	ticker := time.NewTicker(warmEvery)
+	defer ticker.Stop()
+	for {
+		g.current.Load().warm(ctx)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Protect names an address that this process listens on; it is never dialled.

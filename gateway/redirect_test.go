@@ -166,7 +166,7 @@ func TestInvariant5TheGatewayFollowsNoRedirect(t *testing.T) {
 	if a := h.get("/?to="+other.url+"/x").want(t, 302); a.header.Get("Location") != other.url+"/x" {
 		t.Errorf("got Location %q", a.header.Get("Location"))
 	}
-	if other.connections() != 0 {
+	if len(other.all()) != 0 {
 		t.Error("the upstream's redirect was followed")
 	}
 

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -15,11 +16,15 @@ import (
 // snapshot that it began with.
 type snapshot struct {
 	config    *rules.Config
-	sources   map[string]*token.Source  // by profile name
-	upstreams map[*rules.Rule]*upstream // shared among rules with the same settings
-	unruled   *upstream                 // for hosts that no rule names
-	corporate *url.URL                  // upstream_proxy, or nil
+	sources   map[string]*token.Source    // by profile name
+	upstreams map[*rules.Rule]*upstream   // shared among rules with the same settings
+	unruled   *upstream                   // for hosts that no rule names
+	corporate *url.URL                    // upstream_proxy, or nil
+	warmed    map[*upstream][]*rules.Rule // to whose servers a connection is always kept
 }
+
+// maxWarm bounds the servers to which a connection is kept without a request.
+const maxWarm = 64
 
 // upstreamKey is what tells one pool of upstream connections from another.
 type upstreamKey struct {
@@ -29,7 +34,7 @@ type upstreamKey struct {
 }
 
 func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapshot, error) {
-	s := &snapshot{config: c, sources: map[string]*token.Source{}, upstreams: map[*rules.Rule]*upstream{}}
+	s := &snapshot{config: c, sources: map[string]*token.Source{}, upstreams: map[*rules.Rule]*upstream{}, warmed: map[*upstream][]*rules.Rule{}}
 	if raw := c.Proxy.UpstreamProxy; !raw.Empty() {
 		u, err := url.Parse(raw.Reveal())
 		if err != nil {
@@ -55,8 +60,13 @@ func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapsho
 		return nil, err
 	}
 	for _, r := range c.Rules {
-		if s.upstreams[r], err = pool(r); err != nil {
+		up, err := pool(r)
+		if err != nil {
 			return nil, err
+		}
+		s.upstreams[r] = up
+		if _, exact := r.Authority(); exact && r.Decision() == rules.Inject && len(s.upstreams) <= maxWarm {
+			s.warmed[up] = append(s.warmed[up], r)
 		}
 	}
 	acquirers := map[string]token.Acquirer{}
@@ -84,6 +94,25 @@ func (s *snapshot) upstream(r *rules.Rule) *upstream {
 		return s.unruled
 	}
 	return s.upstreams[r]
+}
+
+// warm looks after the pools, see [upstream.warm].
+func (s *snapshot) warm(ctx context.Context) {
+	var all sync.WaitGroup
+	pools := map[*upstream]bool{s.unruled: true}
+	for _, up := range s.upstreams {
+		pools[up] = true
+	}
+	for up := range pools {
+		var wanted []place
+		for _, r := range s.warmed[up] {
+			if a, _ := r.Authority(); s.sources[r.Profile].Peek() != nil {
+				wanted = append(wanted, place{"https", a})
+			}
+		}
+		all.Go(func() { up.warm(ctx, wanted) })
+	}
+	all.Wait()
 }
 
 func (s *snapshot) close() {

@@ -312,7 +312,7 @@ func (u *upstream) neverContinues(p place) {
 
 const (
 	// warmEvery is how often the pools are looked after.
-	warmEvery = 5 * time.Second
+	warmEvery = time.Second
 	// warmFor is how long after its last request a server is kept warm.
 	warmFor = time.Hour
 	// warmAgain is the pause before a connection that failed is tried again.
@@ -327,9 +327,7 @@ func (u *upstream) warm(ctx context.Context, wanted []place) {
 	u.mu.Lock()
 	now := time.Now()
 	for _, p := range wanted {
-		if s := u.server(p); s.used.IsZero() {
-			s.used = now
-		}
+		u.server(p).used = now
 	}
 	for p, s := range u.servers {
 		s.idle = slices.DeleteFunc(s.idle, func(c *upstreamConn) bool {

@@ -14,17 +14,14 @@ type watchdog struct {
 	fire  func()
 	base  time.Time
 	last  atomic.Int64 // nanoseconds since base
-	timer *time.Timer
 
-	mu sync.Mutex // held while fire runs
-	on bool
+	mu    sync.Mutex // held while fire runs
+	on    bool
+	timer *time.Timer // nil: not started yet
 }
 
 func newWatchdog(limit time.Duration, fire func()) *watchdog {
-	w := &watchdog{limit: limit, fire: fire, base: time.Now()}
-	w.timer = time.AfterFunc(limit, w.check)
-	w.timer.Stop()
-	return w
+	return &watchdog{limit: limit, fire: fire, base: time.Now()}
 }
 
 // start begins or resumes watching.
@@ -33,6 +30,10 @@ func (w *watchdog) start() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.on = true
+	if w.timer == nil {
+		w.timer = time.AfterFunc(w.limit, w.check)
+		return
+	}
 	w.timer.Reset(w.limit)
 }
 
@@ -44,7 +45,9 @@ func (w *watchdog) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.on = false
-	w.timer.Stop()
+	if w.timer != nil {
+		w.timer.Stop()
+	}
 }
 
 func (w *watchdog) check() {

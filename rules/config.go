@@ -157,6 +157,9 @@ func (r *Rule) Host() (host string, wildcard bool) {
 	return r.target.authority.host, r.target.wildcard
 }
 
+// Authority returns the one place that the rule is for; false for a wildcard.
+func (r *Rule) Authority() (Authority, bool) { return r.target.authority, !r.target.wildcard }
+
 // Prefix returns the path prefix of the rule's URL, with a slash at both ends.
 func (r *Rule) Prefix() string { return r.target.prefix }
 

@@ -1,0 +1,252 @@
+package gateway_test
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// uploadAttempt is one upload as a keeper saw it.
+type uploadAttempt struct {
+	expect string
+	status int
+	body   int64 // bytes of it, after the framing
+	sum    [sha256.Size]byte
+}
+
+// keeper is a server that answers 401 to tokens that it does not like without
+// closing the connection or reading the body first, as nginx and Envoy do.
+type keeper struct {
+	*double
+	continues bool // it answers 100 (Continue)
+	fails     bool // it answers 417 to Expect
+	refuseNew bool // it likes no token that it has not seen
+
+	mu       sync.Mutex
+	bad      map[string]bool
+	newest   string // the token that it last saw
+	attempts []uploadAttempt
+}
+
+func newKeeper(t *testing.T, continues bool) *keeper {
+	t.Helper()
+	k := &keeper{double: &double{}, continues: continues, bad: map[string]bool{}}
+	ln := tls.NewListener(listen(t), goodTLS())
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	k.url = "https://localhost:" + port
+	var all sync.WaitGroup
+	t.Cleanup(all.Wait)
+	t.Cleanup(func() { ln.Close() })
+	all.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(patience))
+				for br := bufio.NewReader(c); k.serve(c, br); {
+				}
+			})
+		}
+	})
+	return k
+}
+
+func (k *keeper) serve(c net.Conn, br *bufio.Reader) bool {
+	r, err := http.ReadRequest(br)
+	if err != nil {
+		return false
+	}
+	a := uploadAttempt{expect: r.Header.Get("Expect"), status: 200}
+	k.mu.Lock()
+	if token := r.Header.Get("Authorization"); token != k.newest {
+		k.bad[token] = k.refuseNew
+		k.newest = token
+	}
+	if k.bad[k.newest] {
+		a.status = 401
+	} else if k.fails && a.expect != "" {
+		a.status = 417
+	}
+	k.mu.Unlock()
+	answer := fmt.Sprintf("HTTP/1.1 %d %s\r\nContent-Length: 2\r\n\r\nok", a.status, http.StatusText(a.status))
+	if a.status != 200 {
+		_, _ = io.WriteString(c, answer)
+	} else if a.expect != "" && k.continues {
+		_, _ = io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+	}
+	hash := sha256.New()
+	a.body, err = io.Copy(hash, r.Body)
+	hash.Sum(a.sum[:0])
+	k.mu.Lock()
+	k.attempts = append(k.attempts, a)
+	k.mu.Unlock()
+	if a.status == 200 && err == nil {
+		_, _ = io.WriteString(c, answer)
+	}
+	return err == nil
+}
+
+// revoke makes the token that was last used a bad one.
+func (k *keeper) revoke() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.bad[k.newest] = true
+}
+
+// uploads returns the attempts so far, once there are n of them, and forgets them.
+func (k *keeper) uploads(t *testing.T, n int) []uploadAttempt {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d attempts at the server", n), func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return len(k.attempts) >= n
+	})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := k.attempts
+	k.attempts = nil
+	if len(all) != n {
+		t.Fatalf("got %d attempts, want %d: %+v", len(all), n, all)
+	}
+	return all
+}
+
+const studySize = 32 << 20
+
+var largeStudy = sync.OnceValue(func() string {
+	b := make([]byte, studySize)
+	source := rand.NewChaCha8([32]byte{})
+	_, _ = source.Read(b)
+	return string(b)
+})
+
+// wantWhole fails the test unless the attempt stored all of the study.
+func (a uploadAttempt) wantWhole(t *testing.T) {
+	t.Helper()
+	if a.status != 200 || a.body != studySize || a.sum != sha256.Sum256([]byte(largeStudy())) {
+		t.Errorf("got %d with %d bytes, want the whole study stored", a.status, a.body)
+	}
+}
+
+// store uploads the study in chunks.
+func store(t *testing.T, h *harness, status int) {
+	t.Helper()
+	h.request("POST", "/studies", struct{ io.Reader }{strings.NewReader(largeStudy())}).want(t, status)
+}
+
+// A STOW-RS of any size survives a revoked token, without being buffered.
+func TestLargeUploadSurvivesARevokedToken(t *testing.T) {
+	t.Parallel()
+	for name, continues := range map[string]bool{"server that answers 100": true, "server that never does": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := newKeeper(t, continues)
+			h := newHarness(t, setup{up: k.double, token: `max_backoff = "1s"`})
+			h.get("/").want(t, 200) // has the token accepted
+			k.revoke()
+			store(t, h, 200)
+			all := k.uploads(t, 3)[1:]
+			if all[0].status != 401 || all[0].body > 1<<20 || all[0].expect == "" {
+				t.Errorf("first attempt: got %d with Expect %q and %d bytes of the body, want it refused with no more than a window", all[0].status, all[0].expect, all[0].body)
+			}
+			all[1].wantWhole(t)
+		})
+	}
+}
+
+// A credential that the server has not seen goes first, alone.
+func TestLargeUploadWaitsUntilANewTokenIsAccepted(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, true)
+	h := newHarness(t, setup{up: k.double})
+	store(t, h, 200)
+	k.uploads(t, 1)[0].wantWhole(t)
+	k.mu.Lock()
+	k.refuseNew = true
+	k.mu.Unlock()
+	h.idp.RevokeAll()
+	k.revoke()
+	store(t, h, 401)
+	all := k.uploads(t, 2)
+	if all[1].expect == "" || all[1].body != 0 {
+		t.Errorf("the new token: got Expect %q and %d bytes of the body, want it refused before the first", all[1].expect, all[1].body)
+	}
+}
+
+// A server that never answers 100 costs one wait, not one for each upload.
+func TestServerThatNeverContinuesIsNotAskedAgain(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	store(t, h, 200)
+	store(t, h, 200)
+	all := k.uploads(t, 2)
+	all[0].wantWhole(t)
+	all[1].wantWhole(t)
+	if all[0].expect == "" || all[1].expect != "" {
+		t.Errorf("got Expect %q, then %q; want it the first time only", all[0].expect, all[1].expect)
+	}
+}
+
+// A server may refuse the expectation itself (RFC 9110 section 15.5.18).
+func TestUploadIsSentAgainWithoutExpect(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	k.fails = true
+	h := newHarness(t, setup{up: k.double})
+	store(t, h, 200)
+	all := k.uploads(t, 2)
+	if all[0].status != 417 || all[1].expect != "" {
+		t.Errorf("got %+v, want 417 and another attempt without Expect", all)
+	}
+	all[1].wantWhole(t)
+}
+
+// What fits into the window needs no question.
+func TestSmallUploadIsNotHeldBack(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	h.request("POST", "/studies", strings.NewReader("small")).want(t, 200)
+	if a := k.uploads(t, 1)[0]; a.expect != "" || a.body != 5 {
+		t.Errorf("got %+v, want no Expect", a)
+	}
+}
+
+// The client's own 100 does not wait for the server's.
+func TestHeldBackUploadIsContinuedAtOnce(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	c := secure(t, h.addr, h.authority(), "", h.roots())
+	br := bufio.NewReader(c)
+	began := time.Now()
+	fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", h.authority(), studySize)
+	line, err := textproto.NewReader(br).ReadLine()
+	if err != nil || line != "HTTP/1.1 100 Continue" || time.Since(began) > 400*time.Millisecond {
+		t.Fatalf("got %q %v after %v, want 100 at once", line, err, time.Since(began))
+	}
+	_, _ = br.ReadString('\n')
+	if _, err := io.WriteString(c, largeStudy()); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	readAnswer(resp).want(t, 200)
+	k.uploads(t, 1)[0].wantWhole(t)
+}

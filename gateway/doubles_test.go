@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -117,12 +118,12 @@ type double struct {
 }
 
 // newDouble starts a double with this handler; nil answers 200 "ok".
-func newDouble(t *testing.T, handler http.HandlerFunc) *double {
+func newDouble(t testing.TB, handler http.HandlerFunc) *double {
 	t.Helper()
 	return newDoubleWith(t, goodTLS(), handler)
 }
 
-func newDoubleWith(t *testing.T, conf *tls.Config, handler http.HandlerFunc) *double {
+func newDoubleWith(t testing.TB, conf *tls.Config, handler http.HandlerFunc) *double {
 	t.Helper()
 	if handler == nil {
 		handler = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }
@@ -178,7 +179,7 @@ func (d *double) all() []seen {
 }
 
 // last returns the newest request.
-func (d *double) last(t *testing.T) seen {
+func (d *double) last(t testing.TB) seen {
 	t.Helper()
 	all := d.all()
 	if len(all) == 0 {
@@ -187,12 +188,12 @@ func (d *double) last(t *testing.T) seen {
 	return all[len(all)-1]
 }
 
-// credentials returns the bearer tokens that arrived.
+// credentials returns the different bearer tokens that arrived.
 func (d *double) credentials() []string {
 	var list []string
 	for _, r := range d.all() {
 		for _, value := range r.header["Authorization"] {
-			if _, credential, _ := strings.Cut(value, " "); len(credential) > 8 {
+			if _, credential, _ := strings.Cut(value, " "); len(credential) > 8 && !slices.Contains(list, credential) {
 				list = append(list, credential)
 			}
 		}
@@ -235,7 +236,7 @@ func (c *tapped) Read(p []byte) (int, error) {
 // script starts a server whose answers are raw bytes: play is called with each
 // connection and the first request on it, and the connection ends with it.
 // Without conf it speaks no TLS.
-func script(t *testing.T, conf *tls.Config, play func(c net.Conn, r *http.Request)) *double {
+func script(t testing.TB, conf *tls.Config, play func(c net.Conn, r *http.Request)) *double {
 	t.Helper()
 	d := &double{}
 	ln := net.Listener(&wiretap{listen(t), d})

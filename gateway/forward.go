@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -122,9 +123,7 @@ func (x *exchange) forward() {
 // the client too.
 func (x *exchange) pass(resp *http.Response) {
 	h := x.w.Header()
-	for name, values := range resp.Header {
-		h[name] = values
-	}
+	maps.Copy(h, resp.Header)
 	x.w.WriteHeader(resp.StatusCode)
 	var buf []byte
 	if n := resp.ContentLength; n >= 0 && n <= smallBody {

@@ -49,7 +49,7 @@ type setup struct {
 
 // harness is a gateway between a client and doubles, all on loopback.
 type harness struct {
-	t     *testing.T
+	t     testing.TB
 	gw    *gateway.Gateway
 	ca    *certs.CA
 	idp   *demo.IdentityProvider
@@ -88,7 +88,7 @@ ca_file = "idp.pem"
 %s
 `
 
-func newHarness(t *testing.T, s setup) *harness {
+func newHarness(t testing.TB, s setup) *harness {
 	t.Helper()
 	h := &harness{t: t, up: s.up, log: &buffer{}, audit: &buffer{}}
 	h.idp = demo.NewIdentityProvider(s.provider)
@@ -233,7 +233,7 @@ func readAnswer(resp *http.Response) answer {
 }
 
 // want fails the test unless the answer has this status and a whole body.
-func (a answer) want(t *testing.T, status int) answer {
+func (a answer) want(t testing.TB, status int) answer {
 	t.Helper()
 	if a.status != status || a.err != nil {
 		t.Errorf("got %d (%s, %v), want %d", a.status, a.body, a.err, status)
@@ -260,7 +260,7 @@ func (b *buffer) String() string {
 }
 
 // eventually waits until something is so.
-func eventually(t *testing.T, what string, so func() bool) {
+func eventually(t testing.TB, what string, so func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -283,7 +283,7 @@ func parallel(n int, f func(i int)) {
 	all.Wait()
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	var lc net.ListenConfig
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")

@@ -15,7 +15,7 @@ import (
 )
 
 // dial opens a raw connection to the proxy.
-func dial(t *testing.T, addr string) net.Conn {
+func dial(t testing.TB, addr string) net.Conn {
 	t.Helper()
 	var d net.Dialer
 	c, err := d.DialContext(t.Context(), "tcp", addr)
@@ -28,7 +28,7 @@ func dial(t *testing.T, addr string) net.Conn {
 }
 
 // connect opens a CONNECT tunnel.
-func connect(t *testing.T, addr, authority string) net.Conn {
+func connect(t testing.TB, addr, authority string) net.Conn {
 	t.Helper()
 	c := dial(t, addr)
 	fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", authority, authority)
@@ -40,7 +40,7 @@ func connect(t *testing.T, addr, authority string) net.Conn {
 }
 
 // readHead reads to the end of an HTTP head and not a byte further.
-func readHead(t *testing.T, c net.Conn) string {
+func readHead(t testing.TB, c net.Conn) string {
 	t.Helper()
 	var head []byte
 	for one := make([]byte, 1); !strings.HasSuffix(string(head), "\r\n\r\n"); {
@@ -53,7 +53,7 @@ func readHead(t *testing.T, c net.Conn) string {
 }
 
 // secure opens a CONNECT tunnel and TLS in it; sni "" is the authority's host.
-func secure(t *testing.T, addr, authority, sni string, roots *x509.CertPool) *tls.Conn {
+func secure(t testing.TB, addr, authority, sni string, roots *x509.CertPool) *tls.Conn {
 	t.Helper()
 	host, _, _ := net.SplitHostPort(authority)
 	conf := clientTLS(roots)
@@ -111,7 +111,7 @@ type problem struct {
 }
 
 // problem fails the test unless the answer is this problem, complete.
-func (a answer) problem(t *testing.T, status int, code string) problem {
+func (a answer) problem(t testing.TB, status int, code string) problem {
 	t.Helper()
 	p, complaint := a.asProblem(status, code)
 	if complaint != "" {

@@ -180,6 +180,10 @@ func (u *upstream) connect(ctx context.Context, p place) (*upstreamConn, error) 
 	return newUpstreamConn(u, p, c, conn), nil
 }
 
+// justNow is how long after its last answer a connection is taken without a look
+// at it: the look is a system call.
+const justNow = 20 * time.Millisecond
+
 // take returns a kept connection, or a new one. Those that the server has closed
 // are not taken, as far as that can be told.
 func (u *upstream) take(ctx context.Context, p place, fresh bool) (*upstreamConn, error) {
@@ -192,7 +196,7 @@ func (u *upstream) take(ctx context.Context, p place, fresh bool) (*upstreamConn
 		if c == nil {
 			return u.connect(ctx, p)
 		}
-		if time.Since(c.idleSince) < u.limits.IdleTimeout && c.quiet() {
+		if idle := time.Since(c.idleSince); idle < justNow || idle < u.limits.IdleTimeout && c.quiet() {
 			return c, nil
 		}
 		c.close()

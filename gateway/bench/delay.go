@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"sync"
+	"time"
+)
+
+// delaySettings are those of the forwarder.
+type delaySettings struct {
+	To  string        // host:port
+	RTT time.Duration // half of it is added to each direction
+}
+
+// delayWindow bounds what the forwarder holds of one direction, in chunks of at most 64 KiB: 64 MiB, more than a second of
+// loopback's bandwidth holds, so that the delay limits no throughput.
+const delayWindow = 1024
+
+// playDelay forwards TCP connections and makes the upstream as far away as the round-trip time says.
+func playDelay(settings []byte) error {
+	var s delaySettings
+	if err := json.Unmarshal(settings, &s); err != nil {
+		return err
+	}
+	ln, err := listenLoopback()
+	if err != nil {
+		return err
+	}
+	return serveRole(ln, func(ln net.Listener) error { return serveDelayed(ln, s) })
+}
+
+func serveDelayed(ln net.Listener, s delaySettings) error {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go forwardDelayed(c, s)
+	}
+}
+
+// forwardDelayed forwards one connection.
+//
+// The kernel has completed the TCP handshake with the client before we see the connection, so it cost the client nothing. Over
+// a real distance it costs one round trip, and the client's first byte leaves only after that. So what the client sends
+// within the first round-trip time is taken as sent at the end of it. A byte sent later waits for half a round trip only: a
+// client that opens connections ahead of need gains from that here as it would over a real distance.
+//
+// Slow start, loss and bandwidth are not modelled.
+func forwardDelayed(client net.Conn, s delaySettings) {
+	established := time.Now().Add(s.RTT)
+	defer func() { _ = client.Close() }()
+	var d net.Dialer
+	up, err := d.DialContext(context.Background(), "tcp", s.To)
+	if err != nil {
+		return
+	}
+	defer func() { _ = up.Close() }()
+	var back sync.WaitGroup
+	back.Go(func() { copyDelayed(client, up, s.RTT/2, time.Time{}) })
+	copyDelayed(up, client, s.RTT/2, established)
+	back.Wait()
+}
+
+// copyDelayed passes on what arrives, and the end, after delay. What arrives before the time notBefore counts as arrived
+// then.
+func copyDelayed(dst, src net.Conn, delay time.Duration, notBefore time.Time) {
+	type chunk struct {
+		due  time.Time
+		data []byte
+	}
+	queue := make(chan chunk, delayWindow)
+	go func() {
+		defer close(queue)
+		for {
+			buf := make([]byte, 64<<10)
+			n, err := src.Read(buf)
+			arrived := time.Now()
+			if arrived.Before(notBefore) {
+				arrived = notBefore
+			}
+			queue <- chunk{arrived.Add(delay), buf[:n]}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for c := range queue {
+		time.Sleep(time.Until(c.due))
+		if len(c.data) == 0 {
+			break
+		}
+		if _, err := dst.Write(c.data); err != nil {
+			_ = src.Close() // ends the reader
+			break
+		}
+	}
+	if half, ok := dst.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	for range queue { //nolint:revive // lets the reader end
+	}
+}

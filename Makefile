@@ -65,5 +65,6 @@ demo:
 bench: e2e-setup
 	go run ./gateway/bench -bin '$(BIN)' $(BENCHFLAGS)
 
+# One short round that shows that all of it works.
 bench-smoke:
 	go run ./gateway/bench -quick -bin '$(BIN)' $(BENCHFLAGS)

@@ -71,8 +71,15 @@ func newBench(ctx context.Context, o options) (b *bench, err error) {
 			return b, fmt.Errorf("build the gateway: %w\n%s", err, out)
 		}
 	}
-	b.binary, err = filepath.Abs(b.binary)
-	return b, err
+	for _, path := range []*string{&b.binary, &b.options.base} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil { // the programs run in another folder
+			return b, err
+		}
+	}
+	return b, nil
 }
 
 // close ends all processes and removes all files.

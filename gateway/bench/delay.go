@@ -32,12 +32,13 @@ func playDelay(settings []byte) error {
 }
 
 func serveDelayed(ln net.Listener, s delaySettings) error {
+	pool := new(pieces)
 	for {
 		c, err := ln.Accept()
 		if err != nil {
 			return err
 		}
-		go forwardDelayed(c, s)
+		go forwardDelayed(pool, c, s)
 	}
 }
 
@@ -49,7 +50,7 @@ func serveDelayed(ln net.Listener, s delaySettings) error {
 // client that opens connections ahead of need gains from that here as it would over a real distance.
 //
 // Slow start, loss and bandwidth are not modelled.
-func forwardDelayed(client net.Conn, s delaySettings) {
+func forwardDelayed(pool *pieces, client net.Conn, s delaySettings) {
 	established := time.Now().Add(s.RTT)
 	defer func() { _ = client.Close() }()
 	var d net.Dialer
@@ -59,29 +60,40 @@ func forwardDelayed(client net.Conn, s delaySettings) {
 	}
 	defer func() { _ = up.Close() }()
 	var back sync.WaitGroup
-	back.Go(func() { copyDelayed(client, up, s.RTT/2, time.Time{}) })
-	copyDelayed(up, client, s.RTT/2, established)
+	back.Go(func() { copyDelayed(pool, client, up, s.RTT/2, time.Time{}) })
+	copyDelayed(pool, up, client, s.RTT/2, established)
 	back.Wait()
+}
+
+// pieces pools the forwarder's buffers.
+type pieces struct{ pool sync.Pool }
+
+func (p *pieces) get() *[64 << 10]byte {
+	if b, ok := p.pool.Get().(*[64 << 10]byte); ok {
+		return b
+	}
+	return new([64 << 10]byte)
 }
 
 // copyDelayed passes on what arrives, and the end, after delay. What arrives before the time notBefore counts as arrived
 // then.
-func copyDelayed(dst, src net.Conn, delay time.Duration, notBefore time.Time) {
+func copyDelayed(pool *pieces, dst, src net.Conn, delay time.Duration, notBefore time.Time) {
 	type chunk struct {
-		due  time.Time
-		data []byte
+		due time.Time
+		buf *[64 << 10]byte
+		n   int
 	}
 	queue := make(chan chunk, delayWindow)
 	go func() {
 		defer close(queue)
 		for {
-			buf := make([]byte, 64<<10)
-			n, err := src.Read(buf)
+			buf := pool.get()
+			n, err := src.Read(buf[:])
 			arrived := time.Now()
 			if arrived.Before(notBefore) {
 				arrived = notBefore
 			}
-			queue <- chunk{arrived.Add(delay), buf[:n]}
+			queue <- chunk{arrived.Add(delay), buf, n}
 			if err != nil {
 				return
 			}
@@ -89,13 +101,11 @@ func copyDelayed(dst, src net.Conn, delay time.Duration, notBefore time.Time) {
 	}()
 	for c := range queue {
 		time.Sleep(time.Until(c.due))
-		if len(c.data) == 0 {
-			break
-		}
-		if _, err := dst.Write(c.data); err != nil {
+		if _, err := dst.Write(c.buf[:c.n]); err != nil {
 			_ = src.Close() // ends the reader
 			break
 		}
+		pool.pool.Put(c.buf)
 	}
 	if half, ok := dst.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()

@@ -40,6 +40,15 @@ func (b *bench) peers(ctx context.Context, withMitmproxy bool) ([]peer, error) {
 		return nil, err
 	}
 	peers := []peer{b.directPeer(upstream), r, n, g}
+	if b.options.base != "" {
+		old, _, err := b.gatewayPeer(ctx, gatewaySettings{
+			name: base, binary: b.options.base, upstreams: []string{upstream}, provider: provider,
+		})
+		if err != nil {
+			return nil, err
+		}
+		peers = append(peers, old)
+	}
 	if withMitmproxy {
 		m, err := b.mitmproxyPeer(ctx, upstream)
 		if err != nil {
@@ -237,11 +246,12 @@ func runConfig(ctx context.Context, b *bench) error {
 			return err
 		}
 		var peers []peer
-		for name, s := range map[string]gatewaySettings{few: c.few, many: c.many} {
-			s.name, s.upstreams, s.provider = name, []string{upstream}, provider
+		c.few.name, c.many.name = few, many
+		for _, s := range []gatewaySettings{c.few, c.many} {
+			s.upstreams, s.provider = []string{upstream}, provider
 			p, _, err := b.gatewayPeer(ctx, s)
 			if err != nil {
-				return fmt.Errorf("%s %s: %w", name, c.name, err)
+				return fmt.Errorf("%s %s: %w", s.name, c.name, err)
 			}
 			peers = append(peers, p)
 		}
@@ -257,9 +267,9 @@ func runConfig(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// tokenLife is that of the provider that dies. The gateway renews a token at half of its life at the earliest, so the other
-// half is the time to measure.
-const tokenLife = 40 * time.Second
+// tokenLife is that of the tokens of the provider that dies, for each round. The gateway renews a token at half of its life at
+// the earliest, so the other half is the time to measure.
+const tokenLife = 8 * time.Second
 
 // The peers of the provider's death.
 const (
@@ -274,10 +284,7 @@ func runProvider(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	life := tokenLife
-	if b.options.quick {
-		life = 6 * time.Second
-	}
+	life := time.Duration(b.options.rounds) * tokenLife
 	_, well, err := b.startProvider(time.Hour)
 	if err != nil {
 		return err
@@ -384,8 +391,8 @@ func (b *bench) revokedUpload(ctx context.Context, scenario string) (row revoked
 	if err := b.control(ctx, "GET", upstream, "/bench/observation", &seen); err != nil {
 		return row, err
 	}
-	row.Status, row.Lost = s.Status, s.outcome.Bytes
-	if seen.Bytes == s.outcome.Bytes && seen.CRC == s.CRC {
+	row.Status, row.Lost = s.Status, s.Bytes
+	if seen.Bytes == s.Bytes && seen.CRC == s.CRC {
 		row.Lost = 0
 	}
 	return row, nil

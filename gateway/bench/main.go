@@ -15,12 +15,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
+
+// defaultOut is where the page goes.
+const defaultOut = "docs/benchmarks.md"
 
 // options are the command line.
 type options struct {
@@ -29,6 +31,7 @@ type options struct {
 	quick  bool
 	loads  []string // which groups to run; empty runs all
 	bin    string   // the gateway's binary; empty builds it
+	base   string   // another binary of it, to compare with; empty for none
 	out    string   // where the page goes; empty writes none
 }
 
@@ -64,7 +67,8 @@ func parseOptions(arguments []string) (options, error) {
 	f.BoolVar(&o.quick, "quick", false, "one short round that only shows that all works: no mitmproxy, no Orthanc, no page")
 	f.StringVar(&loads, "loads", "", "only these `groups`, with commas: "+strings.Join(groupNames(), ","))
 	f.StringVar(&o.bin, "bin", "", "measure this gateway `binary` instead of building one")
-	f.StringVar(&o.out, "out", filepath.Join("docs", "benchmarks.md"), "write the page to this `file`; empty writes none")
+	f.StringVar(&o.base, "base", "", "run small and bulk with this `binary` of the gateway too, as the peer \"base\"")
+	f.StringVar(&o.out, "out", defaultOut, "write the page to this `file`; empty writes none. With -loads it goes to standard output instead")
 	if err := f.Parse(arguments); err != nil {
 		return o, err
 	}
@@ -73,6 +77,9 @@ func parseOptions(arguments []string) (options, error) {
 	}
 	if loads != "" {
 		o.loads = strings.Split(loads, ",")
+		if o.out == defaultOut { // a page with gaps is for the eye only
+			o.out = "/dev/stdout"
+		}
 	}
 	for _, name := range o.loads {
 		if !slices.Contains(groupNames(), name) {

@@ -51,6 +51,19 @@ type orthanc struct {
 	files map[string][]string // the stored instances of each STOW-RS load, by Orthanc's names
 }
 
+// installation is where Orthanc and its DICOMweb plugin are.
+type installation struct{ binary, plugin string }
+
+func findOrthanc() (installation, error) {
+	binary, err := find("Orthanc", "/usr/sbin/Orthanc") // Debian's is not in everyone's PATH
+	if err != nil {
+		return installation{}, err
+	}
+	const plugin = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+	_, err = os.Stat(plugin)
+	return installation{binary, plugin}, err
+}
+
 // orthancFiles are what is sent and retrieved.
 type orthancFiles struct {
 	retrieve []*demo.Instance
@@ -85,15 +98,7 @@ func (b *bench) makeOrthancFiles() (orthancFiles, error) {
 }
 
 // startOrthanc starts an Orthanc and gives it the files to send. Nothing of it is on disk after its end but its folder.
-func (b *bench) startOrthanc(ctx context.Context, name string, files orthancFiles, settings map[string]any) (*orthanc, error) {
-	binary, err := find("Orthanc", "/usr/sbin/Orthanc")
-	if err != nil {
-		return nil, err
-	}
-	plugin := "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
-	if _, err := os.Stat(plugin); err != nil {
-		return nil, err
-	}
+func (b *bench) startOrthanc(ctx context.Context, name string, where installation, files orthancFiles, settings map[string]any) (*orthanc, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
@@ -108,7 +113,7 @@ func (b *bench) startOrthanc(ctx context.Context, name string, files orthancFile
 	settings["RemoteAccessAllowed"] = false
 	settings["AuthenticationEnabled"] = false
 	settings["StorageDirectory"] = dir
-	settings["Plugins"] = []string{plugin}
+	settings["Plugins"] = []string{where.plugin}
 	settings["HttpTimeout"] = 600
 	text, err := json.Marshal(settings)
 	if err != nil {
@@ -118,7 +123,7 @@ func (b *bench) startOrthanc(ctx context.Context, name string, files orthancFile
 	if err := os.WriteFile(config, text, 0o600); err != nil {
 		return nil, err
 	}
-	p, err := b.startProgram(name, binary, config)
+	p, err := b.startProgram(name, where.binary, config)
 	if err != nil {
 		return nil, err
 	}
@@ -241,14 +246,14 @@ func (o *orthanc) forget(ctx context.Context, studyInstanceUID string, instances
 		return err
 	}
 	if len(found) != 1 {
-		return fmt.Errorf("Orthanc has %d studies of the one that it retrieved", len(found))
+		return fmt.Errorf("found %d studies in Orthanc, want the one that it retrieved", len(found))
 	}
 	var stored []any
 	if err := o.call(ctx, http.MethodGet, "/studies/"+found[0].ID+"/instances", nil, &stored); err != nil {
 		return err
 	}
 	if len(stored) != instances {
-		return fmt.Errorf("Orthanc has retrieved %d instances, want %d", len(stored), instances)
+		return fmt.Errorf("found %d instances in Orthanc after retrieving them, want %d", len(stored), instances)
 	}
 	return o.call(ctx, http.MethodDelete, "/studies/"+found[0].ID, nil, nil)
 }
@@ -257,6 +262,10 @@ func serverName(rtt time.Duration) string { return "rtt" + fmt.Sprint(rtt.Millis
 
 // runOrthanc compares two Orthancs: one goes through the gateway, the other one has a fixed token.
 func runOrthanc(ctx context.Context, b *bench) error {
+	where, err := findOrthanc()
+	if err != nil {
+		return b.missing(err)
+	}
 	files, err := b.makeOrthancFiles()
 	if err != nil {
 		return err
@@ -287,13 +296,13 @@ func runOrthanc(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	alone, err := b.startOrthanc(ctx, "orthanc-alone", files, map[string]any{
+	alone, err := b.startOrthanc(ctx, "orthanc-alone", where, files, map[string]any{
 		"HttpsCACertificates": b.pki.CAFile, "DicomWeb": map[string]any{"Servers": without},
 	})
 	if err != nil {
 		return err
 	}
-	through, err := b.startOrthanc(ctx, "orthanc-with-gateway", files, map[string]any{
+	through, err := b.startOrthanc(ctx, "orthanc-with-gateway", where, files, map[string]any{
 		"HttpProxy": "http://" + g.target.Dial, "HttpsCACertificates": g.target.CAFile, "DicomWeb": map[string]any{"Servers": with},
 	})
 	if err != nil {

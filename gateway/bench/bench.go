@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -88,11 +89,13 @@ func (b *bench) close() error {
 	return os.RemoveAll(b.dir)
 }
 
-// stopAll ends all processes, the latest first.
+// stopAll ends all processes.
 func (b *bench) stopAll() {
-	for _, p := range slices.Backward(b.processes) {
-		p.stop()
+	var all sync.WaitGroup
+	for _, p := range b.processes {
+		all.Go(p.stop)
 	}
+	all.Wait()
 	b.processes = nil
 }
 

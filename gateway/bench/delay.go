@@ -38,11 +38,18 @@ func serveDelayed(ln net.Listener, s delaySettings) error {
 		if err != nil {
 			return err
 		}
-		go forwardDelayed(pool, c, s)
+		go func() {
+			defer func() { _ = c.Close() }()
+			var d net.Dialer
+			if up, err := d.DialContext(context.Background(), "tcp", s.To); err == nil { // the process ends with the benchmark
+				forwardDelayed(pool, c, up, s.RTT)
+				_ = up.Close()
+			}
+		}()
 	}
 }
 
-// forwardDelayed forwards one connection.
+// forwardDelayed forwards a connection that has just been accepted, until both directions have ended.
 //
 // The kernel has completed the TCP handshake with the client before we see the connection, so it cost the client nothing. Over
 // a real distance it costs one round trip, and the client's first byte leaves only after that. So what the client sends
@@ -50,18 +57,11 @@ func serveDelayed(ln net.Listener, s delaySettings) error {
 // client that opens connections ahead of need gains from that here as it would over a real distance.
 //
 // Slow start, loss and bandwidth are not modelled.
-func forwardDelayed(pool *pieces, client net.Conn, s delaySettings) {
-	established := time.Now().Add(s.RTT)
-	defer func() { _ = client.Close() }()
-	var d net.Dialer
-	up, err := d.DialContext(context.Background(), "tcp", s.To)
-	if err != nil {
-		return
-	}
-	defer func() { _ = up.Close() }()
+func forwardDelayed(pool *pieces, client, up net.Conn, rtt time.Duration) {
+	established := time.Now().Add(rtt)
 	var back sync.WaitGroup
-	back.Go(func() { copyDelayed(pool, client, up, s.RTT/2, time.Time{}) })
-	copyDelayed(pool, up, client, s.RTT/2, established)
+	back.Go(func() { copyDelayed(pool, client, up, rtt/2, time.Time{}) })
+	copyDelayed(pool, up, client, rtt/2, established)
 	back.Wait()
 }
 

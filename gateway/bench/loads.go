@@ -12,7 +12,7 @@ import (
 // cell is how long one load of small requests runs with one peer in one round.
 func (b *bench) cell() time.Duration {
 	if b.options.quick {
-		return 200 * time.Millisecond
+		return 100 * time.Millisecond
 	}
 	return time.Second
 }
@@ -285,6 +285,9 @@ func runProvider(ctx context.Context, b *bench) error {
 		return err
 	}
 	life := time.Duration(b.options.rounds) * tokenLife
+	if b.options.quick {
+		life = 6 * time.Second // the half of it to wait, and the other half is plenty
+	}
 	_, well, err := b.startProvider(time.Hour)
 	if err != nil {
 		return err

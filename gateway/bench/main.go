@@ -142,5 +142,8 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	b.took = time.Since(started)
 	b.say("took %v", b.took.Round(time.Second))
+	if o.quick {
+		return nil
+	}
 	return b.write(ctx)
 }

@@ -127,7 +127,8 @@ func (p *process) tail() string {
 // stop ends the process, at once if it does not end in order. A second call does no harm.
 func (p *process) stop() {
 	if p.in != nil {
-		_ = p.in.Close() // a role ends with its input
+		_ = p.in.Close()         // a role ends with its input
+		_ = p.cmd.Process.Kill() // and has nothing to put in order
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGCONT) // wakes one that was stopped with SIGSTOP
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)

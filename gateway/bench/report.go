@@ -87,7 +87,8 @@ type orthancTableRow struct {
 
 // write writes the page, and shows the promises.
 func (b *bench) write(ctx context.Context) error {
-	p := b.page(ctx)
+	p := b.page()
+	p.Machine = machine(ctx)
 	for _, promise := range p.Promises {
 		if promise.Holds != "" {
 			b.say("%-3s %s: %s (%s)", promise.Holds, promise.Figure, promise.Measured, promise.Reach)
@@ -116,9 +117,9 @@ func render(p page) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-func (b *bench) page(ctx context.Context) page {
+func (b *bench) page() page {
 	p := page{
-		Machine: machine(ctx), Took: b.took.Round(time.Second), Rounds: b.options.rounds, Size: bytesText(b.options.size),
+		Took: b.took.Round(time.Second), Rounds: b.options.rounds, Size: bytesText(b.options.size),
 		Promises: b.promises(), Memory: b.memory, Idle: b.idle, Revoked: b.revoked,
 	}
 	p.Small, p.Bulk = b.smallTables(), b.bulkTables()

@@ -54,7 +54,7 @@ func TestPromisesAreJudgedByTheMedianRatio(t *testing.T) {
 
 func TestPageHasEveryTableThatWasMeasured(t *testing.T) {
 	b := measured(2000, 1000)
-	text, err := render(b.page(t.Context()))
+	text, err := render(b.page())
 	if err != nil {
 		t.Fatal(err)
 	}

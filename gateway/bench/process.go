@@ -32,6 +32,7 @@ type process struct {
 	log   string // path of what it wrote to standard error, and to standard output unless it plays a role
 	in    io.WriteCloser
 	out   *bufio.Reader
+	pipe  *os.File      // under out
 	ended chan struct{} // closed when it has ended
 }
 
@@ -79,17 +80,16 @@ func (b *bench) startProcess(name string, piped bool, argv ...string) (*process,
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var output *os.File
 	if piped {
 		if p.in, err = p.cmd.StdinPipe(); err != nil {
 			return nil, fmt.Errorf("start %s: %w", name, err)
 		}
 		var input *os.File // ours to close after Wait, which would otherwise cut off what we have not read yet
-		if output, input, err = os.Pipe(); err != nil {
+		if p.pipe, input, err = os.Pipe(); err != nil {
 			return nil, fmt.Errorf("start %s: %w", name, err)
 		}
 		defer func() { _ = input.Close() }()
-		p.cmd.Stdout, p.out = input, bufio.NewReader(output)
+		p.cmd.Stdout, p.out = input, bufio.NewReader(p.pipe)
 	}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -137,6 +137,9 @@ func (p *process) stop() {
 	case <-time.After(10 * time.Second):
 		_ = p.cmd.Process.Kill()
 		<-p.ended
+	}
+	if p.pipe != nil {
+		_ = p.pipe.Close()
 	}
 }
 

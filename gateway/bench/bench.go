@@ -136,11 +136,16 @@ type sample struct {
 	CPU float64 // seconds of the peer's process
 }
 
+// jobLimit is how long a job may take before it counts as stuck.
+const jobLimit = 3 * time.Minute
+
 // do runs a job with a peer. It calls atGo, if that is not nil, when the client is warm.
 func (b *bench) do(ctx context.Context, p peer, j job, atGo func() error) (s sample, err error) {
+	ctx, cancel := context.WithTimeout(ctx, jobLimit)
+	defer cancel()
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("%s with %d clients through %s: %w", j.Kind, j.Clients, p.name, err)
+			err = fmt.Errorf("%s with %d clients through %s: %w", j.Kind, j.Clients, p.name, errors.Join(ctx.Err(), err))
 		}
 	}()
 	if err := ctx.Err(); err != nil {

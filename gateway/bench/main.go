@@ -135,15 +135,19 @@ func run(ctx context.Context, o options) (err error) {
 			continue
 		}
 		b.say("%s", g.name)
-		if err := g.run(ctx, b); err != nil {
-			return fmt.Errorf("%s: %w", g.name, err)
+		if failure := g.run(ctx, b); failure != nil { // the others are worth having
+			err = errors.Join(err, fmt.Errorf("%s: %w", g.name, failure))
+			b.say("  failed: %v", failure)
 		}
 		b.stopAll()
+		if ctx.Err() != nil {
+			return err
+		}
 	}
 	b.took = time.Since(started)
 	b.say("took %v", b.took.Round(time.Second))
 	if o.quick {
-		return nil
+		return err
 	}
-	return b.write(ctx)
+	return errors.Join(err, b.write(ctx))
 }

@@ -57,11 +57,11 @@ type smallTable struct {
 }
 
 type smallRow struct {
-	Clients                     int
-	Peer                        string
-	PerSecond, ToDirect         string
-	P50, P99                    string
-	CPU, ToRelayed, OursToOther string
+	Clients             int
+	Peer                string
+	PerSecond, ToDirect string
+	P50, P99            string
+	CPU, OursToOther    string
 }
 
 type bulkTable struct {
@@ -70,8 +70,8 @@ type bulkTable struct {
 }
 
 type bulkRow struct {
-	Peer                                       string
-	Throughput, ToDirect, OursToOther, CPU, To string
+	Peer                                   string
+	Throughput, ToDirect, OursToOther, CPU string
 }
 
 type configRow struct{ What, Few, Many, Ratio string }
@@ -79,10 +79,10 @@ type configRow struct{ What, Few, Many, Ratio string }
 type providerRow struct{ Provider, P50, P99 string }
 
 type orthancTableRow struct {
-	Load                        string
-	RTT                         int64
-	Without, With, Ratio        string
-	JobWithout, JobWith, JobFor string
+	Load                 string
+	RTT                  int64
+	Without, With, Ratio string
+	JobWithout, JobWith  string
 }
 
 // write writes the page, and shows the promises.

@@ -11,7 +11,7 @@ RACE ?= -race
 # How long each fuzz target runs.
 FUZZTIME ?= 20s
 
-.PHONY: build test unit e2e e2e-setup lint fmt tools fuzz demo
+.PHONY: build test unit e2e e2e-setup lint fmt tools fuzz demo bench bench-smoke
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o orthanc-dicomweb-oauth .
@@ -59,3 +59,12 @@ fuzz:
 
 demo:
 	go run . demo
+
+# Measures side by side with the peers and writes docs/benchmarks.md. BIN=path measures another binary, BENCHFLAGS are its
+# own flags (go run ./gateway/bench -help).
+bench: e2e-setup
+	go run ./gateway/bench -bin '$(BIN)' $(BENCHFLAGS)
+
+# One short round that shows that all of it works.
+bench-smoke:
+	go run ./gateway/bench -quick -bin '$(BIN)' $(BENCHFLAGS)

@@ -430,15 +430,15 @@ func (s *service) stop(ctx context.Context) error {
 
 // serve is the run command.
 func serve(ctx context.Context, path string, stderr io.Writer) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // Windows has none; the file and the API do the same there
+	defer signal.Stop(hangup)
 	s, c, err := start(ctx, path, stderr)
 	if err != nil {
 		return err
 	}
 	s.log.Info("started", "version", buildVersion(), "proxy", s.proxyAt.String(), "admin", address(s.adminAt),
 		"config", c.Path, "revision", c.Revision, "ca_bundle", s.ca.BundlePath(), "ca_fingerprint_sha256", s.ca.Fingerprint())
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // Windows has none; the file and the API do the same there
-	defer signal.Stop(hangup)
 	following, unfollow := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	defer followed.Wait()

@@ -115,24 +115,41 @@ func asProblems(err error, path string) error {
 	return rules.Problems{{File: path, What: err.Error()}}
 }
 
+// fixedKey is a key of two configurations that may have to keep its value.
+type fixedKey struct {
+	name       string
+	have, want any // pointers to the field of the running config and of the new one
+}
+
 // keepFixed gives c the running values of the keys that cannot change while the
 // gateway runs, and returns those that differ.
 func keepFixed(running, c *rules.Config) []string {
+	keys := []fixedKey{{"proxy.listen", &running.Proxy.Listen, &c.Proxy.Listen}}
+	if running.Proxy.Listen != c.Proxy.Listen {
+		// Who may use the listener belongs to its address: without a password the
+		// new one may be safe, on loopback, and the running one wide open.
+		keys = append(
+			keys,
+			fixedKey{"proxy.tls_cert", &running.Proxy.TLSCert, &c.Proxy.TLSCert},
+			fixedKey{"proxy.tls_key", &running.Proxy.TLSKey, &c.Proxy.TLSKey},
+			fixedKey{"proxy.username", &running.Proxy.Username, &c.Proxy.Username},
+			fixedKey{"proxy.password", &running.Proxy.Password, &c.Proxy.Password},
+			fixedKey{"proxy.allow_clients", &running.Proxy.AllowClients, &c.Proxy.AllowClients},
+		)
+	}
+	keys = append(
+		keys,
+		fixedKey{"proxy.header_timeout", &running.Proxy.HeaderTimeout, &c.Proxy.HeaderTimeout}, // net/http has read both
+		fixedKey{"proxy.idle_timeout", &running.Proxy.IdleTimeout, &c.Proxy.IdleTimeout},
+		fixedKey{"admin.listen", &running.Admin.Listen, &c.Admin.Listen},
+		fixedKey{"admin.username", &running.Admin.Username, &c.Admin.Username},
+		fixedKey{"admin.password", &running.Admin.Password, &c.Admin.Password},
+		fixedKey{"ca.dir", &running.CA.Dir, &c.CA.Dir},
+		fixedKey{"log.format", &running.Log.Format, &c.Log.Format},
+		fixedKey{"log.audit", &running.Log.Audit, &c.Log.Audit},
+	)
 	differ := []string{}
-	for _, key := range []struct {
-		name       string
-		have, want any // pointers to the same field
-	}{
-		{"proxy.listen", &running.Proxy.Listen, &c.Proxy.Listen},
-		{"proxy.header_timeout", &running.Proxy.HeaderTimeout, &c.Proxy.HeaderTimeout}, // net/http has read both
-		{"proxy.idle_timeout", &running.Proxy.IdleTimeout, &c.Proxy.IdleTimeout},
-		{"admin.listen", &running.Admin.Listen, &c.Admin.Listen},
-		{"admin.username", &running.Admin.Username, &c.Admin.Username},
-		{"admin.password", &running.Admin.Password, &c.Admin.Password},
-		{"ca.dir", &running.CA.Dir, &c.CA.Dir},
-		{"log.format", &running.Log.Format, &c.Log.Format},
-		{"log.audit", &running.Log.Audit, &c.Log.Audit},
-	} {
+	for _, key := range keys {
 		have, want := reflect.ValueOf(key.have).Elem(), reflect.ValueOf(key.want).Elem()
 		if !reflect.DeepEqual(have.Interface(), want.Interface()) {
 			want.Set(have)

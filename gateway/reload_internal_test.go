@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -53,6 +54,23 @@ func TestEveryKeyOfTheTablesIsLiveOrNeedsARestart(t *testing.T) {
 		if !slices.Contains(known, key) {
 			t.Errorf("there is no key %s", key)
 		}
+	}
+}
+
+// A file that moves the listener to loopback may drop its password. The running
+// listener must not: it stays where other machines reach it.
+func TestListenerThatStaysKeepsItsPasswordAndItsClients(t *testing.T) {
+	running, c := rules.Default(), rules.Default()
+	running.Proxy.Listen, running.Proxy.Username = "0.0.0.0:3128", "orthanc"
+	running.Proxy.Password = token.SecretValue(token.NewSecret("let-me-in"))
+	running.Proxy.AllowClients = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	running.Proxy.TLSCert, running.Proxy.TLSKey = "cert.pem", "key.pem"
+	want := []string{"proxy.listen", "proxy.tls_cert", "proxy.tls_key", "proxy.username", "proxy.password", "proxy.allow_clients"}
+	if got := keepFixed(&running, &c); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !reflect.DeepEqual(c, running) {
+		t.Errorf("got %+v, want the running values", c.Proxy)
 	}
 }
 

@@ -49,14 +49,14 @@ type poolKey struct {
 	upstreamKey
 	files     digest // of the content of ca, cert and key
 	timeouts  [4]int64
-	corporate string
+	corporate digest // of upstream_proxy
 }
 
 // origin is all that a source was made from.
 type origin struct {
 	profile   rules.Profile
 	trust     digest // of the content of the profile's ca_file
-	corporate string
+	corporate digest // of upstream_proxy
 }
 
 // same compares settings deeply: secrets in them by their content, secret files
@@ -107,7 +107,7 @@ func (g *Gateway) newSnapshot(c *rules.Config, before *snapshot) (*snapshot, err
 	}
 	acquirers := map[string]token.Acquirer{}
 	for name, p := range c.Profiles {
-		o := origin{profile: *p, corporate: c.Proxy.UpstreamProxy.Reveal()}
+		o := origin{profile: *p, corporate: sha256.Sum256([]byte(c.Proxy.UpstreamProxy.Reveal()))}
 		if t, ok := p.Settings.(interface{ TrustFile() token.File }); ok {
 			o.trust = digestOf(string(t.TrustFile()))
 		}
@@ -159,7 +159,7 @@ func (s *snapshot) openPools(before *snapshot, own *ownAddresses) error {
 			upstreamKey: upstreamKey{r.CAFile, cert, private, fmt.Sprint(r.AllowNetworks)},
 			files:       digestOf(string(r.CAFile), string(cert), string(private)),
 			timeouts:    [...]int64{int64(p.HeaderTimeout), int64(p.StallTimeout), int64(p.ResponseTimeout), int64(p.IdleTimeout)},
-			corporate:   p.UpstreamProxy.Reveal(),
+			corporate:   sha256.Sum256([]byte(p.UpstreamProxy.Reveal())),
 		}
 		if s.pools[key] == nil {
 			s.pools[key] = before.pools[key]

@@ -1,10 +1,16 @@
 package gateway
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"orthanc-dicomweb-oauth/rules"
@@ -98,6 +104,89 @@ func change(t *testing.T, v reflect.Value) {
 			t.Fatalf("this test cannot change a %s", v.Type())
 		}
 	}
+}
+
+// never is an acquirer that gets no answer.
+type never struct{}
+
+func (never) Acquire(ctx context.Context) (token.Token, error) {
+	<-ctx.Done()
+	return token.Token{}, ctx.Err()
+}
+
+// waits reports whether a source still asks its provider.
+func waits(s *token.Source) bool {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := s.Token(ctx)
+	return errors.Is(err, context.Canceled) // else it says at once that there is none
+}
+
+func TestSnapshotsCloseWhatNoneOfThemUses(t *testing.T) {
+	source := func() *token.Source {
+		return token.NewSource(never{}, token.DefaultLifecycle(), slog.New(slog.DiscardHandler))
+	}
+	with := func(sources ...*token.Source) *snapshot {
+		s := &snapshot{sources: map[string]*token.Source{}}
+		for i, source := range sources {
+			s.sources[fmt.Sprint(i)] = source
+		}
+		return s
+	}
+	want := func(when string, s *token.Source, open bool) {
+		t.Helper()
+		if waits(s) != open {
+			t.Errorf("%s a source is open: %v, want %v", when, !open, open)
+		}
+	}
+	l := &snapshots{}
+	first, both, second, late := source(), source(), source(), source()
+	a, b := with(first, both), with(both, second)
+	if !l.add(a) || !l.add(b) {
+		t.Fatal("not taken in")
+	}
+	l.unused(a)
+	l.closing.Wait()
+	want("after its last snapshot", first, false)
+	want("in the snapshot that is left", both, true)
+	l.closeAll()
+	want("after the stop", both, false)
+	want("after the stop", second, false)
+	if l.add(with(second, late)) {
+		t.Error("taken in after the stop")
+	}
+	want("that came after the stop", late, false)
+	l.unused(b) // by a request that outlives the stop
+}
+
+// hourly is an acquirer of tokens that live for an hour.
+type hourly struct{ asked atomic.Int64 }
+
+func (h *hourly) Acquire(context.Context) (token.Token, error) {
+	h.asked.Add(1)
+	return token.Token{Value: token.NewSecret("t"), Expires: time.Now().Add(time.Hour)}, nil
+}
+
+func TestReplacedSourceIsNotRenewedForARequestThatLastsForHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept, replaced, g := &hourly{}, &hourly{}, &Gateway{}
+		open := func(a token.Acquirer) *token.Source {
+			return token.NewSource(a, token.DefaultLifecycle(), slog.New(slog.DiscardHandler))
+		}
+		k := open(kept)
+		g.install(&snapshot{sources: map[string]*token.Source{"kept": k, "replaced": open(replaced)}})
+		request := g.hold()
+		g.install(&snapshot{sources: map[string]*token.Source{"kept": k}})
+		time.Sleep(10 * time.Hour)
+		if n := replaced.asked.Load(); n != 1 {
+			t.Errorf("the replaced source asked %d times, want once", n)
+		}
+		if n := kept.asked.Load(); n < 10 {
+			t.Errorf("the other one asked %d times, want each hour", n)
+		}
+		request.release()
+		g.snapshots.closeAll()
+	})
 }
 
 func TestSnapshotIsClosedByItsLastUserOnly(t *testing.T) {

@@ -474,6 +474,30 @@ func TestRunningTransferEndsUnderTheOldConfiguration(t *testing.T) {
 	talk(c, "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").problem(t, 403, "no_rule")
 }
 
+// A request that waits for its token gets it, though its profile has gone.
+func TestRequestThatWaitsForATokenSurvivesTheReload(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, setup{before: (*demo.IdentityProvider).Hang})
+	done := make(chan answer, 1)
+	go func() {
+		a, err := h.try("GET", h.up.url+"/studies", nil)
+		if err != nil {
+			a.err = err
+		}
+		done <- a
+	}()
+	eventually(t, "it waits", func() bool { return h.gw.Status().InFlight == 1 })
+	text := h.config()
+	h.reloads(text[strings.Index(text, "[[rule]]"):], passRule("through", "127.0.0.1:9"))
+	select {
+	case a := <-done:
+		t.Errorf("got %d, %v, before there was a token", a.status, a.err)
+	default:
+		h.idp.Recover()
+		(<-done).want(t, 200)
+	}
+}
+
 // A pass tunnel may last for days. It goes on, and holds nothing of its
 // configuration back.
 func TestOpenTunnelOutlivesItsConfigurationAndPinsNothing(t *testing.T) {
@@ -481,6 +505,8 @@ func TestOpenTunnelOutlivesItsConfigurationAndPinsNothing(t *testing.T) {
 	through := echo(t).Addr().String()
 	up := newDouble(t, nil)
 	h := newHarness(t, setup{up: up, more: passRule("through", through)})
+	connect(t, h.addr, through).Close() // one that ends before any reload
+	eventually(t, "the first tunnel has ended", func() bool { return h.gw.Status().InFlight == 0 })
 	h.get("/studies").want(t, 200)
 	tunnel := connect(t, h.addr, through)
 	h.reloads(passRule("through", through), "", "[proxy]", "[proxy]\nstall_timeout = \"77s\"") // a new pool, and no rule for the tunnel

@@ -59,7 +59,7 @@ type Source struct {
 	mu           sync.Mutex
 	flight       *flight     // the acquisition under way, or nil
 	timer        *time.Timer // the next acquisition in the background
-	resting      bool        // there is none
+	resting      bool        // it does nothing
 	failure      *Error      // of the last acquisition; nil after success
 	notBefore    time.Time   // no acquisition before, after a failure
 	failures     int         // in a row
@@ -103,9 +103,6 @@ func (s *Source) Rest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.resting = true
-	if s.timer != nil {
-		s.timer.Stop()
-	}
 }
 
 // Close ends the source, waits for its goroutines and closes the connections that
@@ -384,9 +381,6 @@ func (s *Source) logFailure(err *Error, hold time.Duration, now time.Time) {
 func (s *Source) plan(in time.Duration) {
 	if s.timer != nil {
 		s.timer.Stop()
-	}
-	if s.resting {
-		return
 	}
 	s.timer = time.AfterFunc(in, func() {
 		s.mu.Lock()

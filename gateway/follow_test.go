@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -78,10 +79,12 @@ func TestEachWayToChangeAFileIsNoticedOnce(t *testing.T) {
 	}
 	f.write("gateway.toml", "44")
 	f.noticed("a removal and a new file")
-	if err := os.Chmod(path, 0o640); err != nil {
-		t.Fatal(err)
+	if runtime.GOOS != "windows" { // which has no such modes
+		if err := os.Chmod(path, 0o640); err != nil {
+			t.Fatal(err)
+		}
+		f.noticed("a change of its mode")
 	}
-	f.noticed("a change of its mode")
 
 	// Every look has been taken by the time of the next change: nothing came twice.
 	f.write("gateway.toml", "5")

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -352,6 +353,8 @@ type service struct {
 	audit   *audit.Log
 	admin   *http.Server
 	log     *slog.Logger
+	config  string            // its path
+	file    *gateway.Follower // that path
 	proxyAt net.Addr
 	adminAt net.Addr // nil: turned off
 	failed  chan error
@@ -359,18 +362,20 @@ type service struct {
 
 // start loads and builds everything, and only then listens.
 func start(ctx context.Context, path string, stderr io.Writer) (*service, *rules.Config, error) {
+	file := gateway.Follow(path) // before it is read
 	c, err := rules.Load(path, os.LookupEnv)
 	if err != nil {
 		return nil, nil, err
 	}
-	s := &service{log: newLogger(c.Log, stderr), failed: make(chan error, 2)}
+	level := &slog.LevelVar{}
+	s := &service{log: newLogger(c.Log, level, stderr), config: path, file: file, failed: make(chan error, 2)}
 	if s.ca, err = gateway.OpenCA(c); err != nil {
 		return nil, nil, err
 	}
 	if s.audit, err = audit.Open(auditTarget(c)); err != nil {
 		return nil, nil, err
 	}
-	if s.gateway, err = gateway.New(gateway.Options{Config: c, CA: s.ca, Log: s.log, Audit: s.audit}); err != nil {
+	if s.gateway, err = gateway.New(gateway.Options{Config: c, CA: s.ca, Log: s.log, Level: level, Audit: s.audit}); err != nil {
 		return nil, nil, errors.Join(err, s.audit.Close())
 	}
 	if err := s.listen(ctx, c); err != nil {
@@ -394,12 +399,24 @@ func (s *service) listen(ctx context.Context, c *rules.Config) error {
 		}
 		s.adminAt = ln.Addr()
 		s.gateway.Protect(s.adminAt)
-		s.admin = admin.New(admin.Options{Gateway: s.gateway, Admin: c.Admin, Version: buildVersion(), Log: s.log})
+		s.admin = admin.New(admin.Options{Gateway: s.gateway, Admin: c.Admin, Version: buildVersion(), Log: s.log, Reload: s.reload})
 		go func() { s.failed <- s.admin.Serve(ln) }()
 	}
 	s.proxyAt = proxy.Addr()
 	go func() { s.failed <- s.gateway.Serve(proxy) }()
 	return nil
+}
+
+// reload takes up the config file as it is now.
+func (s *service) reload() (gateway.Reloaded, error) {
+	return s.gateway.Reload(func() (*rules.Config, error) { return rules.Load(s.config, os.LookupEnv) })
+}
+
+// drain stops the service; running transfers have drain_timeout to end.
+func (s *service) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.gateway.Status().Config.Proxy.DrainTimeout)
+	defer cancel()
+	return s.stop(ctx)
 }
 
 // stop drains the gateway and closes everything, readiness last.
@@ -413,30 +430,33 @@ func (s *service) stop(ctx context.Context) error {
 
 // serve is the run command.
 func serve(ctx context.Context, path string, stderr io.Writer) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // Windows has none; the file and the API do the same there
+	defer signal.Stop(hangup)
 	s, c, err := start(ctx, path, stderr)
 	if err != nil {
 		return err
 	}
 	s.log.Info("started", "version", buildVersion(), "proxy", s.proxyAt.String(), "admin", address(s.adminAt),
 		"config", c.Path, "revision", c.Revision, "ca_bundle", s.ca.BundlePath(), "ca_fingerprint_sha256", s.ca.Fingerprint())
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+	following, unfollow := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	defer followed.Wait()
+	defer unfollow()
+	followed.Go(func() { s.file.Run(following, func() { _, _ = s.reload() }) }) // the gateway tells of errors
 	for {
 		select {
 		case <-hangup:
 			if err := s.audit.Reopen(); err != nil {
 				s.log.Error("audit file not reopened, the old one is kept", "err", err)
 			}
+			_, _ = s.reload() // the gateway tells of errors
 		case err := <-s.failed:
-			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
-			defer cancel()
-			return errors.Join(err, s.stop(drain))
+			return errors.Join(err, s.drain(ctx))
 		case <-ctx.Done():
-			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(), "drain_timeout", c.Proxy.DrainTimeout.String())
-			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
-			defer cancel()
-			if err := s.stop(drain); errors.Is(err, context.DeadlineExceeded) {
+			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(),
+				"drain_timeout", s.gateway.Status().Config.Proxy.DrainTimeout.String())
+			if err := s.drain(ctx); errors.Is(err, context.DeadlineExceeded) {
 				s.log.Warn("stopped, transfers that took longer than drain_timeout were cut")
 			} else if err != nil {
 				return fmt.Errorf("stop: %w", err)
@@ -449,17 +469,13 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 
 // startForDemo serves the demo's config until the demo stops it.
 func startForDemo(ctx context.Context, path string, stderr io.Writer) (*demo.Running, error) {
-	s, c, err := start(ctx, path, stderr)
+	s, _, err := start(ctx, path, stderr)
 	if err != nil {
 		return nil, err
 	}
 	return &demo.Running{
 		ProxyAddr: s.proxyAt.String(), AdminAddr: address(s.adminAt), CAFile: s.ca.BundlePath(),
-		Stop: func() error {
-			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
-			defer cancel()
-			return s.stop(drain)
-		},
+		Stop: func() error { return s.drain(ctx) },
 	}, nil
 }
 
@@ -480,9 +496,7 @@ func auditTarget(c *rules.Config) string {
 	}
 }
 
-func newLogger(l rules.Log, w io.Writer) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(l.Level)) // checked at load
+func newLogger(l rules.Log, level slog.Leveler, w io.Writer) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if l.Format == "text" || l.Format == "auto" && isTerminal(w) {
 		return slog.New(slog.NewTextHandler(w, o))

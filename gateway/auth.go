@@ -6,8 +6,11 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,6 +66,17 @@ func (a *proxyAuth) admits(remote string) bool {
 		}
 	}
 	return false
+}
+
+// keeps reports whether requests may go on in a tunnel that was opened under
+// other settings. Its password is not asked for again.
+func (a *proxyAuth) keeps(t *tunnel) bool {
+	return (a.username == "" || a.username == t.user) && (len(a.allow) == 0 || a.admits(net.JoinHostPort(t.client, "0")))
+}
+
+// same reports whether both admit the same clients; a may be nil.
+func (a *proxyAuth) same(b *proxyAuth) bool {
+	return a != nil && a.username == b.username && slices.Equal(a.allow, b.allow) && reflect.DeepEqual(a.password, b.password)
 }
 
 // user checks Proxy-Authorization (RFC 7617) and returns the user's name. It

@@ -145,14 +145,12 @@ const maxStrangers = 16
 // countingListener bounds the connections. Those a little beyond the limit are
 // taken and told so; those far beyond are closed at once.
 func (g *Gateway) countingListener(ln net.Listener) net.Listener {
-	limit := g.current.Load().config.Proxy.MaxConnections
-	return &countingListener{Listener: ln, g: g, limit: int64(limit), hard: int64(limit + max(16, limit/8))}
+	return &countingListener{Listener: ln, g: g}
 }
 
 type countingListener struct {
 	net.Listener
-	g           *Gateway
-	limit, hard int64
+	g *Gateway
 }
 
 // Accept implements [net.Listener].
@@ -162,22 +160,24 @@ func (l *countingListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		count, limit := &l.g.stats.connections, l.hard
-		if !l.g.auth.admits(nc.RemoteAddr().String()) {
-			count, limit = &l.g.stats.strangers, maxStrangers
+		snap := l.g.current.Load()
+		limit := int64(snap.config.Proxy.MaxConnections)
+		count, hard := &l.g.stats.connections, limit+max(16, limit/8)
+		if !snap.auth.admits(nc.RemoteAddr().String()) {
+			count, hard = &l.g.stats.strangers, maxStrangers
 		}
 		n := count.Add(1)
-		if n > limit {
+		if n > hard {
 			count.Add(-1)
 			l.g.stats.refused(string(overloaded))
 			nc.Close()
 			continue
 		}
-		if l.g.frontTLS != nil {
-			nc = tls.Server(nc, l.g.frontTLS) // shakes hands at the first read, under header_timeout
+		if snap.frontTLS != nil {
+			nc = tls.Server(nc, snap.frontTLS) // shakes hands at the first read, under header_timeout
 		}
 		return &clientConn{
-			Conn: nc, overloaded: n > l.limit, onMalformed: l.g.malformed,
+			Conn: nc, overloaded: n > limit, onMalformed: l.g.malformed,
 			release: func() { count.Add(-1) },
 		}, nil
 	}

@@ -31,11 +31,11 @@ func (g *Gateway) serveFront(w http.ResponseWriter, r *http.Request) {
 	c.handling.Store(true)
 	x := g.begin(w, r)
 	defer x.end()
-	if !g.auth.admits(r.RemoteAddr) {
+	if !x.snap.auth.admits(r.RemoteAddr) {
 		x.refuse(problem{code: clientNotAllowed, hint: "add the client's network to allow_clients under [proxy]"})
 		return
 	}
-	user, ok := g.auth.user(r.Context(), r.Header)
+	user, ok := x.snap.auth.user(r.Context(), r.Header)
 	if !ok {
 		w.Header().Set("Proxy-Authenticate", `Basic realm="orthanc-dicomweb-oauth", charset="UTF-8"`)
 		x.refuse(problem{code: proxyAuthRequired, hint: "write user and password into Orthanc's HttpProxy: http://user:pass@host:port, special characters percent-encoded"})
@@ -255,6 +255,7 @@ func (x *exchange) tunnel() {
 		return
 	}
 	defer up.Close()
+	x.release() // a tunnel may last for days, and needs no more than its two ends
 	ctx := context.WithValue(x.in.Context(), dispatchKey{}, func(client net.Conn) {
 		defer client.Close()
 		if _, err := io.WriteString(client, established); err != nil {

@@ -113,6 +113,7 @@ type double struct {
 
 	mu       sync.Mutex
 	conns    int
+	open     int          // of conns
 	clear    bytes.Buffer // what arrived below TLS
 	requests []seen
 }
@@ -165,6 +166,13 @@ func (d *double) connections() int {
 	return d.conns
 }
 
+// stillOpen counts the connections that have not ended.
+func (d *double) stillOpen() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.open
+}
+
 // below returns what arrived below TLS.
 func (d *double) below() string {
 	d.mu.Lock()
@@ -214,13 +222,24 @@ func (l *wiretap) Accept() (net.Conn, error) {
 	}
 	l.d.mu.Lock()
 	l.d.conns++
+	l.d.open++
 	l.d.mu.Unlock()
-	return &tapped{c, l.d}, nil
+	return &tapped{Conn: c, d: l.d}, nil
 }
 
 type tapped struct {
 	net.Conn
-	d *double
+	d      *double
+	closed sync.Once
+}
+
+func (c *tapped) Close() error {
+	c.closed.Do(func() {
+		c.d.mu.Lock()
+		defer c.d.mu.Unlock()
+		c.d.open--
+	})
+	return c.Conn.Close()
 }
 
 func (c *tapped) Read(p []byte) (int, error) {

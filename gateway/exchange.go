@@ -40,11 +40,12 @@ type exchange struct {
 	silent    bool   // the requests inside the tunnel are recorded, not the CONNECT
 	finished  bool   // the handler ran to its end
 	entered   bool   // a stop waits for it
+	released  bool   // it no longer needs the snapshot
 }
 
 // begin opens the exchange of a request.
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request) *exchange {
-	x := &exchange{g: g, snap: g.current.Load(), in: r, began: time.Now(), scheme: "https"}
+	x := &exchange{g: g, snap: g.hold(), in: r, began: time.Now(), scheme: "https"}
 	x.w = &responseWriter{ResponseWriter: w, x: x}
 	x.record = audit.Record{
 		Time: x.began.UTC(), RequestID: rand.Text()[:16], Client: clientHost(r.RemoteAddr), Method: methodName(r.Method),
@@ -85,6 +86,7 @@ func (x *exchange) end() {
 	if x.entered {
 		defer x.g.busy.leave() // last: the audit log may be closed after a stop
 	}
+	defer x.release()
 	if x.answering != nil {
 		x.answering.stop()
 	}
@@ -128,6 +130,10 @@ func (g *Gateway) serveInner(w http.ResponseWriter, r *http.Request) {
 	x.record.ProxyUser = c.tunnel.user
 	x.authority = c.tunnel.authority
 	x.record.Authority = x.authority.String()
+	if !x.snap.auth.keeps(c.tunnel) {
+		x.refuse(problem{code: clientNotAllowed, hint: "allow_clients or username under [proxy] has changed since this CONNECT"})
+		return
+	}
 	if c.overloaded {
 		x.refuse(problem{code: overloaded, hint: "see max_connections under [proxy]"})
 		return

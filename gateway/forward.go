@@ -176,11 +176,11 @@ func fill(body io.Reader, p []byte) (int, error) {
 // roundTrip sends the request, with its credential if the rule injects one. A
 // 401 renews the credential and sends the request again where its body allows.
 func (x *exchange) roundTrip() (*http.Response, error) {
-	resp, generation, err := x.attempt()
+	resp, t, err := x.attempt()
 	if err != nil || resp.StatusCode != http.StatusUnauthorized || x.source == nil {
 		return resp, err
 	}
-	again := x.canRepeat(resp, generation)
+	again := x.canRepeat(resp, t)
 	x.snap.upstream(x.rule).refused(x.place())
 	if again {
 		resp.Body.Close()
@@ -191,55 +191,54 @@ func (x *exchange) roundTrip() (*http.Response, error) {
 
 func (x *exchange) place() place { return place{x.scheme, x.authority} }
 
-// attempt is one request to the upstream. It returns the generation of the
-// token that went with it.
-func (x *exchange) attempt() (*http.Response, uint64, error) {
+// attempt is one request to the upstream. It returns the token that went with it.
+func (x *exchange) attempt() (*http.Response, *token.Token, error) {
 	req := x.request().WithContext(x.ctx)
 	if x.body != nil {
 		body, ok := x.body.attempt()
 		if !ok {
-			return nil, 0, &refusal{problem{code: upstreamProtocol, detail: "the request could not be sent again"}}
+			return nil, nil, &refusal{problem{code: upstreamProtocol, detail: "the request could not be sent again"}}
 		}
 		req.Body = body
 	}
-	generation := uint64(0)
+	var t *token.Token
 	if x.source != nil {
-		t, err := x.source.Token(x.ctx)
+		var err error
+		t, err = x.source.Token(x.ctx)
 		if err != nil {
-			return nil, 0, x.noCredential(err)
+			return nil, nil, x.noCredential(err)
 		}
-		generation = t.Generation()
 		x.record.TokenAge = t.Age().Seconds()
 		if err := x.putOn(t, req); err != nil {
-			return nil, 0, x.noCredential(err)
+			return nil, nil, x.noCredential(err)
 		}
 	}
 	x.record.Attempts++
-	resp, err := x.exchangeWith(x.snap.upstream(x.rule), req, generation)
+	resp, err := x.exchangeWith(x.snap.upstream(x.rule), req, t)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	x.record.UpstreamStatus = resp.StatusCode
 	if resp.StatusCode < 200 || resp.StatusCode > 999 {
 		resp.Body.Close()
-		return nil, 0, &refusal{problem{code: upstreamProtocol, detail: "the server answers with a status that ends no request"}}
+		return nil, nil, &refusal{problem{code: upstreamProtocol, detail: "the server answers with a status that ends no request"}}
 	}
 	if x.source != nil {
 		if resp.StatusCode == http.StatusUnauthorized {
-			x.renew = x.source.Reject(generation)
+			x.renew = x.source.Reject(t.Generation())
 		} else {
 			x.source.Accept()
-			x.snap.upstream(x.rule).accept(x.place(), generation)
+			x.snap.upstream(x.rule).accept(x.place(), t)
 		}
 	}
-	return resp, generation, nil
+	return resp, t, nil
 }
 
 // exchangeWith sends the request on a kept connection or a new one. When a kept
 // one turns out to be closed, the request is sent again on a new one, if its
 // body is still there from its first byte: every DICOMweb transaction may be
 // sent twice, and Orthanc never does.
-func (x *exchange) exchangeWith(up *upstream, req *http.Request, generation uint64) (*http.Response, error) {
+func (x *exchange) exchangeWith(up *upstream, req *http.Request, t *token.Token) (*http.Response, error) {
 	for fresh := false; ; fresh = true {
 		c, err := up.take(x.ctx, x.place(), fresh)
 		if err != nil {
@@ -248,7 +247,7 @@ func (x *exchange) exchangeWith(up *upstream, req *http.Request, generation uint
 		var g *gate
 		wrote := func() {}
 		if x.body != nil {
-			g = x.gate(up, req, generation)
+			g = x.gate(up, req, t)
 			wrote = x.watchUpload().stop
 		}
 		resp, err := c.send(x.ctx, req, g, wrote)
@@ -290,11 +289,11 @@ func (x *exchange) rewind(req *http.Request) bool {
 // server has seen the credential; nil if nothing need be held back. Nothing goes
 // out before the server asks for it, or has had its time to; if the credential was
 // accepted there lately, the part that is kept may go ahead, which costs no time.
-func (x *exchange) gate(up *upstream, req *http.Request, generation uint64) *gate {
+func (x *exchange) gate(up *upstream, req *http.Request, t *token.Token) *gate {
 	if x.source == nil || req.GetBody != nil || req.ContentLength >= 0 && req.ContentLength <= replayWindow || x.body.whole() {
 		return nil
 	}
-	ask, wait := up.expectation(x.place(), generation)
+	ask, wait := up.expectation(x.place(), t)
 	switch {
 	case !ask:
 		return nil
@@ -353,9 +352,9 @@ func (x *exchange) noCredential(err error) error {
 const maxRejection = 64 << 10
 
 // canRepeat reports whether the request can be sent again after a 401 with
-// another token than that of the given generation. If not, resp is the answer;
+// another token than the one that was refused. If not, resp is the answer;
 // its body may have been read ahead, and reads as it came.
-func (x *exchange) canRepeat(resp *http.Response, generation uint64) bool {
+func (x *exchange) canRepeat(resp *http.Response, refused *token.Token) bool {
 	if !x.renew || x.body != nil && !x.body.replayable() {
 		return false
 	}
@@ -376,7 +375,7 @@ func (x *exchange) canRepeat(resp *http.Response, generation uint64) bool {
 		}
 	}
 	t, err := x.source.Token(x.ctx)
-	return err == nil && t.Generation() != generation
+	return err == nil && t.Generation() != refused.Generation()
 }
 
 // modify makes the upstream's answer one that Orthanc understands.

@@ -7,7 +7,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,13 +31,15 @@ type Options struct {
 	Config *rules.Config
 	CA     *certs.CA // nil only where [Gateway.Probe] is all that is called
 	Log    *slog.Logger
-	Audit  *audit.Log // nil: no audit
+	Level  *slog.LevelVar // of Log, set to the config's log.level; nil: it has a level of its own
+	Audit  *audit.Log     // nil: no audit
 }
 
-// Gateway is the proxy. Make it with [New], run it with [Gateway.Serve], end it
-// with [Gateway.Shutdown].
+// Gateway is the proxy. Make it with [New], run it with [Gateway.Serve], give it
+// another configuration with [Gateway.Reload], end it with [Gateway.Shutdown].
 type Gateway struct {
 	log     *slog.Logger
+	level   *slog.LevelVar
 	audit   *audit.Log
 	ca      *certs.CA
 	started time.Time
@@ -46,48 +47,38 @@ type Gateway struct {
 	current atomic.Pointer[snapshot]
 	stats   *stats
 	own     *ownAddresses
-	auth    *proxyAuth
 	busy    *inflight
 	hops    redirects
 
-	connect  *goproxy.ProxyHttpServer // dispatches CONNECT
-	front    *http.Server             // what Orthanc connects to
-	inner    *http.Server             // speaks inside terminated TLS
-	handoff  *handoff                 // connections from front to inner
-	frontTLS *tls.Config              // nil: the proxy speaks plain HTTP
+	reloading sync.Mutex // held by the one reload under way
+	reloaded  atomic.Pointer[reloadStatus]
+	snapshots snapshots
+
+	connect *goproxy.ProxyHttpServer // dispatches CONNECT
+	front   *http.Server             // what Orthanc connects to
+	inner   *http.Server             // speaks inside terminated TLS
+	handoff *handoff                 // connections from front to inner
 }
 
 // New builds a gateway. Its profiles begin to acquire their tokens at once;
 // nothing listens yet.
 func New(o Options) (*Gateway, error) {
-	own := &ownAddresses{}
-	snap, err := newSnapshot(o.Config, own, o.Log)
+	g := &Gateway{
+		log: o.Log, level: o.Level, audit: o.Audit, ca: o.CA, started: time.Now(),
+		own: &ownAddresses{}, stats: newStats(), handoff: newHandoff(), busy: newInflight(),
+	}
+	snap, err := g.newSnapshot(o.Config, nil)
 	if err != nil {
 		return nil, err
 	}
-	p := o.Config.Proxy
-	g := &Gateway{
-		log: o.Log, audit: o.Audit, ca: o.CA, started: time.Now(),
-		own: own, stats: newStats(), handoff: newHandoff(), busy: newInflight(),
-	}
-	g.current.Store(snap)
-	if g.auth, err = newProxyAuth(p, &g.stats.connections); err != nil {
-		snap.close()
-		return nil, err
-	}
-	if p.TLSCert != "" {
-		pair, err := tls.LoadX509KeyPair(string(p.TLSCert), string(p.TLSKey))
-		if err != nil {
-			snap.close()
-			return nil, fmt.Errorf("load proxy.tls_cert: %w", err)
-		}
-		g.frontTLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
-	}
+	g.install(snap)
+	g.setLevel(o.Config)
+	g.reloaded.Store(&reloadStatus{loadedAt: g.started})
 	g.connect = goproxy.NewProxyHttpServer()
 	g.connect.Logger = quiet{}
 	g.connect.OnRequest().HandleConnectFunc(g.dispatch)
-	g.front = g.newServer(p, http.HandlerFunc(g.serveFront))
-	g.inner = g.newServer(p, http.HandlerFunc(g.serveInner))
+	g.front = g.newServer(o.Config.Proxy, http.HandlerFunc(g.serveFront))
+	g.inner = g.newServer(o.Config.Proxy, http.HandlerFunc(g.serveInner))
 	return g, nil
 }
 
@@ -136,7 +127,9 @@ func (g *Gateway) keepWarm(ctx context.Context) {
 	ticker := time.NewTicker(warmEvery)
 	defer ticker.Stop()
 	for {
-		g.current.Load().warm(ctx)
+		snap := g.hold()
+		snap.warm(ctx)
+		snap.release()
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
@@ -172,7 +165,7 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	case <-g.busy.drain(): // what was cut writes its audit record
 	case <-flush.Done():
 	}
-	g.current.Load().close()
+	g.snapshots.closeAll()
 	return cut
 }
 

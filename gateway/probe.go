@@ -50,7 +50,8 @@ func (g *Gateway) Probe(ctx context.Context, rawURL string, onStep func(Step)) (
 	if err != nil {
 		return Report{}, fmt.Errorf("test %q: %w", rawURL, err)
 	}
-	snap := g.current.Load()
+	snap := g.hold()
+	defer snap.release()
 	site := snap.config.Table.Site("https", a)
 	if site == nil {
 		return Report{}, fmt.Errorf("no rule names the host %s", a)

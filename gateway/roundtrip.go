@@ -85,7 +85,8 @@ func (c *upstreamConn) close() { c.raw.Close() }
 // settle takes in what the server sends unasked after the handshake, such as
 // session tickets, so that later a quiet connection can be told from one that
 // has ended.
-func (c *upstreamConn) settle() {
+func (c *upstreamConn) settle(ctx context.Context) {
+	defer context.AfterFunc(ctx, c.close)()
 	_ = c.conn.SetReadDeadline(time.Now().Add(continueTime))
 	if n, _ := c.conn.Read(make([]byte, 1)); n > 0 {
 		c.close() // bytes that belong to no answer

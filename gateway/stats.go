@@ -75,9 +75,11 @@ type Status struct {
 	ReloadedAt time.Time
 	// ReloadError tells why the last reload changed nothing; "": it did, or there was none.
 	ReloadError string
-	Profiles    []ProfileStatus // by name
-	Connections int64
-	InFlight    int
+	// RestartNeeded are the keys of the file whose change waits for a restart.
+	RestartNeeded []string
+	Profiles      []ProfileStatus // by name
+	Connections   int64
+	InFlight      int
 	// Untrusted counts clients that refused our certificate.
 	Untrusted int64
 	// Refused counts the gateway's own answers by code.
@@ -101,8 +103,10 @@ type RuleStatus struct {
 // Status returns the gateway's condition now.
 func (g *Gateway) Status() Status {
 	snap := g.current.Load()
+	last := g.reloaded.Load()
 	st := Status{
-		StartedAt: g.started, Draining: g.Draining(), Config: snap.config, LoadedAt: g.started,
+		StartedAt: g.started, Draining: g.Draining(), Config: snap.config,
+		LoadedAt: last.loadedAt, ReloadedAt: last.triedAt, ReloadError: last.failure, RestartNeeded: last.restartNeeded,
 		Connections: g.stats.connections.Load(), InFlight: g.busy.count(), Untrusted: g.stats.untrusted.Load(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(snap.sources)) {

@@ -47,9 +47,9 @@ type place struct {
 type server struct {
 	idle []*upstreamConn // the longest unused first
 
-	accepted   uint64    // the newest token that it accepted ...
-	acceptedAt time.Time // ... and when it last did
-	noContinue time.Time // until then it is not asked for 100 (Continue)
+	accepted   *token.Token // the token that it last accepted ...
+	acceptedAt time.Time    // ... and when it last did
+	noContinue time.Time    // until then it is not asked for 100 (Continue)
 
 	used  time.Time // when a request last went there
 	tried time.Time // when a warm connection was last tried
@@ -285,7 +285,7 @@ const (
 )
 
 // expectation tells how an upload that cannot be kept whole should begin.
-func (u *upstream) expectation(p place, generation uint64) (ask, wait bool) {
+func (u *upstream) expectation(p place, t *token.Token) (ask, wait bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s := u.servers[p]
@@ -296,15 +296,15 @@ func (u *upstream) expectation(p place, generation uint64) (ask, wait bool) {
 	if now.Before(s.noContinue) {
 		return false, false
 	}
-	return true, s.accepted != generation || now.Sub(s.acceptedAt) > lately
+	return true, s.accepted != t || now.Sub(s.acceptedAt) > lately
 }
 
 // accept notes that the server took a token.
-func (u *upstream) accept(p place, generation uint64) {
+func (u *upstream) accept(p place, t *token.Token) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s := u.server(p)
-	s.accepted, s.acceptedAt = generation, time.Now()
+	s.accepted, s.acceptedAt = t, time.Now()
 }
 
 // neverContinues notes that the server did not answer 100 (Continue).
@@ -355,7 +355,7 @@ func (u *upstream) warm(ctx context.Context, wanted []place) {
 	for _, p := range open {
 		all.Go(func() {
 			if c, err := u.connect(ctx, p); err == nil { // else the next request tells why
-				c.settle()
+				c.settle(ctx)
 				u.put(c)
 			}
 		})

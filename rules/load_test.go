@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -169,6 +170,20 @@ func TestExamplesLoad(t *testing.T) {
 			}
 			if c.Rules[0].Decision() != Inject {
 				t.Errorf("the first rule decides %q, want %q", c.Rules[0].Decision(), Inject)
+			}
+			// A reload compares profiles, and an equal one keeps its token: using
+			// settings must not change them.
+			for name, p := range c.Profiles {
+				if _, err := p.Settings.Acquirer(token.Env{}); err != nil {
+					t.Errorf("profile %s: %v", name, err)
+				}
+			}
+			again, err := Load(path, anyVariable)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(c.Profiles, again.Profiles) {
+				t.Errorf("the same file makes other profiles (-first +second):\n%s", cmp.Diff(c.Profiles, again.Profiles, secrets))
 			}
 		})
 	}

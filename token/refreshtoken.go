@@ -24,8 +24,8 @@ type RefreshToken struct {
 	RefreshToken SecretSource `toml:"refresh_token"`
 	// Rotation says what happens when the provider answers with a new refresh
 	// token, so that the configured one is used up: "fail" (the default) stops and
-	// says so, "memory" keeps the new one until the next restart, after which the
-	// configured one no longer works, "write-back" puts it into
+	// says so, "memory" keeps the new one until the next restart or change of the
+	// profile, after which the configured one no longer works, "write-back" puts it into
 	// refresh_token_file.
 	Rotation string `toml:"rotation"`
 }

@@ -59,6 +59,7 @@ type Source struct {
 	mu           sync.Mutex
 	flight       *flight     // the acquisition under way, or nil
 	timer        *time.Timer // the next acquisition in the background
+	resting      bool        // it does nothing
 	failure      *Error      // of the last acquisition; nil after success
 	notBefore    time.Time   // no acquisition before, after a failure
 	failures     int         // in a row
@@ -96,8 +97,16 @@ func NewSource(a Acquirer, life Lifecycle, log *slog.Logger) *Source {
 	return s
 }
 
-// Close ends the source and waits for its goroutines. Callers that wait in
-// [Source.Token] get an error.
+// Rest ends the renewal in the background, for a source that no new request will
+// use. Requests that still do get their token as before.
+func (s *Source) Rest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.resting = true
+}
+
+// Close ends the source, waits for its goroutines and closes the connections that
+// its acquirer keeps. Callers that wait in [Source.Token] get an error.
 func (s *Source) Close() {
 	s.stop()
 	s.mu.Lock()
@@ -106,6 +115,9 @@ func (s *Source) Close() {
 	}
 	s.mu.Unlock()
 	s.tasks.Wait()
+	if a, ok := s.acquirer.(idleCloser); ok {
+		a.CloseIdleConnections()
+	}
 }
 
 // Token returns a usable token. It never waits while there is one, whatever
@@ -374,7 +386,7 @@ func (s *Source) plan(in time.Duration) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		now := time.Now() // a request may have been faster, and its result changed the plan
-		if t := s.token.Load(); !now.Before(s.notBefore) && (t == nil || t.due(now)) {
+		if t := s.token.Load(); !s.resting && !now.Before(s.notBefore) && (t == nil || t.due(now)) {
 			s.start()
 		}
 	})

@@ -85,6 +85,10 @@ type Acquirer interface {
 	Acquire(ctx context.Context) (Token, error)
 }
 
+// idleCloser is an [Acquirer] that keeps connections. Its source closes them at
+// its own end.
+type idleCloser interface{ CloseIdleConnections() }
+
 // Lifecycle says when a token is renewed and how hard its provider is asked.
 type Lifecycle struct {
 	// RefreshBuffer is how long before its end a token is renewed, in effect
@@ -133,6 +137,9 @@ type Env struct {
 	// Proxy is the proxy of the token plane; nil means none. The environment's
 	// HTTPS_PROXY is never obeyed: it may point at this very gateway.
 	Proxy *url.URL
+	// Kept is given what closes the kept connections of each HTTP client that is
+	// built. Nil: they end by themselves, half a minute after their last use.
+	Kept func(closeIdle func())
 }
 
 // types are the profile types, in the order of the documentation.
@@ -202,6 +209,10 @@ func (f *Fetching) Lifecycle(l Lifecycle) Lifecycle {
 	}
 	return l
 }
+
+// TrustFile returns CAFile, the one file that is read when the acquirer is built
+// and not at each acquisition.
+func (f *Fetching) TrustFile() File { return f.CAFile }
 
 func (f *Fetching) check(report Report) {
 	if f.CAFile != "" {

@@ -65,6 +65,9 @@ func newClient(env Env, ca File) (*http.Client, error) {
 			}
 		}
 	}
+	if env.Kept != nil {
+		env.Kept(base.CloseIdleConnections)
+	}
 	return &http.Client{
 		Transport:     &guard{base: base},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

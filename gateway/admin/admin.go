@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -27,6 +28,8 @@ type Options struct {
 	Admin   rules.Admin
 	Version string
 	Log     *slog.Logger
+	// Reload takes up the config file as it is now; nil: there is none.
+	Reload func() (gateway.Reloaded, error)
 }
 
 // New returns a server for the admin listener; the caller runs and stops it.
@@ -38,6 +41,9 @@ func New(o Options) *http.Server {
 	mux.Handle("GET /dicomweb-oauth/status", a.guarded(a.status))
 	mux.Handle("GET /dicomweb-oauth/servers", a.guarded(a.servers))
 	mux.Handle("POST /dicomweb-oauth/servers/{name}/test", http.NewCrossOriginProtection().Handler(a.guarded(a.test)))
+	if o.Reload != nil {
+		mux.Handle("POST /dicomweb-oauth/reload", http.NewCrossOriginProtection().Handler(a.guarded(a.reload)))
+	}
 	return &http.Server{
 		Handler:           a.ownHost(mux),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -167,6 +173,8 @@ type configStatus struct {
 	Revision  string    `json:"revision"`
 	LoadedAt  time.Time `json:"loaded_at"`
 	LastError *string   `json:"last_error"`
+	// RestartNeeded are the changed keys that take effect at the next restart only.
+	RestartNeeded []string `json:"restart_needed"`
 }
 
 type caStatus struct {
@@ -197,7 +205,7 @@ func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 	st := a.Gateway.Status()
 	body := status{
 		Status: overall(st), Version: a.Version, StartedAt: st.StartedAt.UTC(),
-		Config:      configStatus{Path: st.Config.Path, Revision: st.Config.Revision, LoadedAt: st.LoadedAt.UTC(), LastError: textOrNull(st.ReloadError)},
+		Config:      configStatus{Path: st.Config.Path, Revision: st.Config.Revision, LoadedAt: st.LoadedAt.UTC(), LastError: textOrNull(st.ReloadError), RestartNeeded: append([]string{}, st.RestartNeeded...)},
 		CA:          caStatus{a.Gateway.CA().Fingerprint(), a.Gateway.CA().Certificate().NotAfter},
 		Profiles:    []profileStatus{},
 		Connections: st.Connections, InFlight: st.InFlight, UntrustedCA: st.Untrusted, Refused: st.Refused,
@@ -293,6 +301,22 @@ func (a *api) test(w http.ResponseWriter, r *http.Request) {
 		status = http.StatusBadGateway
 	}
 	writeJSON(w, status, report)
+}
+
+// reload takes up the config file. 200: it holds now, but for the keys that need
+// a restart; 422: every problem of the file, and the config before holds on; 503:
+// the gateway is stopping.
+func (a *api) reload(w http.ResponseWriter, _ *http.Request) {
+	done, err := a.Reload()
+	if problems, bad := errors.AsType[rules.Problems](err); bad {
+		writeJSON(w, http.StatusUnprocessableEntity, map[string]any{"ok": false, "problems": problems})
+		return
+	}
+	if err != nil {
+		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"error": err.Error()})
+		return
+	}
+	writeJSON(w, http.StatusOK, done)
 }
 
 func orNull(t time.Time) *time.Time {

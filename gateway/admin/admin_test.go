@@ -425,3 +425,78 @@ func TestOtherOriginsMayNotTest(t *testing.T) {
 		}
 	}
 }
+
+func TestReloadAnswersWithWhatItDidOrEveryProblem(t *testing.T) {
+	s := start(t, "")
+	if w := s.post(t, "/dicomweb-oauth/reload"); w.Code != http.StatusNotFound {
+		t.Errorf("without a config to reload: got %d, want 404", w.Code)
+	}
+	var next *rules.Config
+	var nextErr error
+	s.handler = admin.New(admin.Options{
+		Gateway: s.gateway, Admin: s.config.Admin, Log: slog.New(slog.DiscardHandler),
+		Reload: func() (gateway.Reloaded, error) {
+			return s.gateway.Reload(func() (*rules.Config, error) { return next, nextErr })
+		},
+	}).Handler
+	reload := func(code int, want string) {
+		t.Helper()
+		w := s.post(t, "/dicomweb-oauth/reload")
+		if diff := cmp.Diff(want, strings.Join(strings.Fields(w.Body.String()), " ")); w.Code != code || diff != "" {
+			t.Errorf("got %d, want %d; body (-want +got):\n%s", w.Code, code, diff)
+		}
+	}
+	type config struct {
+		LastError     *string  `json:"last_error"`
+		RestartNeeded []string `json:"restart_needed"`
+	}
+	shown := func() config {
+		return decode[struct{ Config config }](t, s.get(t, "/dicomweb-oauth/status")).Config
+	}
+
+	changed := *s.config
+	changed.Revision, changed.Proxy.Listen = "c0ffee", "127.0.0.1:9"
+	next = &changed
+	reload(http.StatusOK, `{ "revision": "c0ffee", "restart_needed": [ "proxy.listen" ] }`)
+	if diff := cmp.Diff(config{nil, []string{"proxy.listen"}}, shown()); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+
+	nextErr = rules.Problems{{File: "g.toml", Line: 3, Key: "proxy.x", What: "is wrong", Hint: "mend it"}, {File: "g.toml", What: "is odd"}}
+	reload(http.StatusUnprocessableEntity, `{ "ok": false, "problems": [ `+
+		`{ "file": "g.toml", "line": 3, "key": "proxy.x", "what": "is wrong", "hint": "mend it" }, `+
+		`{ "file": "g.toml", "line": 0, "key": "", "what": "is odd", "hint": "" } ] }`)
+	text := "g.toml:3: proxy.x: is wrong (mend it)\ng.toml: is odd"
+	if diff := cmp.Diff(config{&text, []string{"proxy.listen"}}, shown()); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+
+	next, nextErr = s.config, nil
+	reload(http.StatusOK, `{ "revision": "`+s.config.Revision+`", "restart_needed": [] }`)
+	if diff := cmp.Diff(config{nil, []string{}}, shown()); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	for _, headers := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "https://evil.test"}} {
+		if w := s.post(t, "/dicomweb-oauth/reload", headers...); w.Code != http.StatusForbidden {
+			t.Errorf("%v: got %d, want 403", headers, w.Code)
+		}
+	}
+	if w := s.get(t, "/dicomweb-oauth/reload"); w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("GET: got %d, want 405", w.Code)
+	}
+	if err := s.gateway.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	reload(http.StatusServiceUnavailable, `{ "error": "the gateway is stopping" }`)
+}
+
+func TestReloadNeedsThePassword(t *testing.T) {
+	s := start(t, "username = \"admin\"\npassword_file = \"admin-password\"")
+	s.handler = admin.New(admin.Options{
+		Gateway: s.gateway, Admin: s.config.Admin, Log: slog.New(slog.DiscardHandler),
+		Reload: func() (gateway.Reloaded, error) { return gateway.Reloaded{}, nil },
+	}).Handler
+	if w := s.post(t, "/dicomweb-oauth/reload"); w.Code != http.StatusUnauthorized {
+		t.Errorf("without the password: got %d, want 401", w.Code)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"sync"
 
 	"orthanc-dicomweb-oauth/rules"
@@ -19,6 +20,7 @@ type snapshot struct {
 	upstreams map[*rules.Rule]*upstream // shared among rules with the same settings
 	unruled   *upstream                 // for hosts that no rule names
 	corporate *url.URL                  // upstream_proxy, or nil
+	auditKey  []byte                    // of the study hashes; nil: there are none
 }
 
 // upstreamKey is what tells one pool of upstream connections from another.
@@ -36,6 +38,13 @@ func newSnapshot(c *rules.Config, own *ownAddresses, log *slog.Logger) (*snapsho
 			return nil, fmt.Errorf("proxy.upstream_proxy is not a URL") // err would show its password
 		}
 		s.corporate = u
+	}
+	if path := c.Log.AuditKeyFile; path != "" {
+		key, err := os.ReadFile(string(path))
+		if err != nil {
+			return nil, fmt.Errorf("log.audit_key_file: %w", err)
+		}
+		s.auditKey = key
 	}
 	pools := map[upstreamKey]*upstream{}
 	pool := func(r *rules.Rule) (*upstream, error) {

@@ -40,9 +40,9 @@ type Options struct {
 type Gateway struct {
 	log     *slog.Logger
 	audit   *audit.Log
-	ca      *certs.CA
 	started time.Time
 
+	ca      atomic.Pointer[certs.CA]
 	current atomic.Pointer[snapshot]
 	stats   *stats
 	own     *ownAddresses
@@ -68,9 +68,10 @@ func New(o Options) (*Gateway, error) {
 	}
 	p := o.Config.Proxy
 	g := &Gateway{
-		log: o.Log, audit: o.Audit, ca: o.CA, started: time.Now(),
+		log: o.Log, audit: o.Audit, started: time.Now(),
 		own: own, stats: newStats(), handoff: newHandoff(), busy: newInflight(),
 	}
+	g.ca.Store(o.CA)
 	g.current.Store(snap)
 	if g.auth, err = newProxyAuth(p, &g.stats.connections); err != nil {
 		snap.close()
@@ -114,6 +115,7 @@ func (g *Gateway) newServer(p rules.Proxy, h http.Handler) *http.Server {
 // Serve takes connections from ln until [Gateway.Shutdown]; it returns nil then.
 func (g *Gateway) Serve(ln net.Listener) error {
 	g.Protect(ln.Addr())
+	defer g.watch()()
 	inner := make(chan error, 1)
 	go func() { inner <- g.inner.Serve(g.handoff) }()
 	err := g.front.Serve(g.countingListener(ln))

@@ -80,6 +80,8 @@ type Status struct {
 	InFlight    int
 	// Untrusted counts clients that refused our certificate.
 	Untrusted int64
+	// AuditLost counts audit records that could not be written.
+	AuditLost uint64
 	// Refused counts the gateway's own answers by code.
 	Refused map[string]uint64
 }
@@ -104,6 +106,7 @@ func (g *Gateway) Status() Status {
 	st := Status{
 		StartedAt: g.started, Draining: g.Draining(), Config: snap.config, LoadedAt: g.started,
 		Connections: g.stats.connections.Load(), InFlight: g.busy.count(), Untrusted: g.stats.untrusted.Load(),
+		AuditLost: g.audit.Lost(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(snap.sources)) {
 		st.Profiles = append(st.Profiles, ProfileStatus{name, snap.config.Profiles[name].Type, snap.sources[name].Status()})
@@ -115,7 +118,7 @@ func (g *Gateway) Status() Status {
 }
 
 // CA returns the CA that signs for clients now.
-func (g *Gateway) CA() *certs.CA { return g.ca }
+func (g *Gateway) CA() *certs.CA { return g.ca.Load() }
 
 // Rules returns what happened to the requests of each rule, in the order of the config.
 func (g *Gateway) Rules() []RuleStatus {

@@ -27,6 +27,7 @@
 package certs
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -74,13 +75,9 @@ type CA struct {
 // that exists is ever overwritten, but the bundle where it lacks a CA. What is
 // wrong with the folder comes back as a [*FolderError].
 func Open(dir string, names *Names) (*CA, error) {
-	there, err := present(dir)
-	if err != nil {
-		return nil, err
-	}
-	if !there {
+	if there, half := present(dir); !there { // half a CA may be one that somebody is making
 		if err := create(dir, names); err != nil {
-			return nil, err
+			return nil, cmp.Or(half, err)
 		}
 	}
 	ca, err := load(dir)

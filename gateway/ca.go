@@ -26,6 +26,23 @@ func OpenCA(c *rules.Config) (*certs.CA, error) {
 	return ca, nil
 }
 
+// caFor returns the CA that the folder holds now, if it may sign for the hosts
+// of the config; the errors are those of [OpenCA].
+func (g *Gateway) caFor(c *rules.Config) (*certs.CA, error) {
+	inUse := g.CA()
+	ca, err := inUse.Latest()
+	if err != nil {
+		return nil, err
+	}
+	if ca == inUse && c == g.current.Load().config {
+		return ca, nil // which was looked at when it was taken up
+	}
+	if problems := unsigned(ca, c); problems != nil {
+		return nil, problems
+	}
+	return ca, nil
+}
+
 // unsigned returns a problem for each rule whose host the CA cannot sign for,
 // with what to do about it.
 func unsigned(ca *certs.CA, c *rules.Config) rules.Problems {

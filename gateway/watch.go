@@ -60,12 +60,7 @@ func (g *Gateway) look(ctx context.Context) {
 func (w *watcher) takeUpCA() {
 	g := w.g
 	old := g.CA()
-	ca, err := old.Latest()
-	if err == nil && ca != old {
-		if problems := unsigned(ca, g.current.Load().config); problems != nil {
-			err = problems
-		}
-	}
+	ca, err := g.caFor(g.current.Load().config)
 	if err != nil {
 		if what := err.Error(); what != w.caProblem {
 			w.caProblem = what

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -175,18 +176,28 @@ func (l *Log) Counts() Counts {
 }
 
 // Reopen opens the file anew, after it was moved away by log rotation. On
-// failure the old file is kept. Without a file it does nothing.
+// failure the old file is kept. Without a file it does nothing. A sink that hangs
+// is given ten seconds.
 func (l *Log) Reopen() error {
 	if l == nil || l.path == "" {
 		return nil
 	}
 	result := make(chan error)
-	l.reopen <- result
-	return <-result
+	select {
+	case l.reopen <- result:
+		return <-result
+	case <-time.After(patience):
+		return errHangs
+	}
 }
 
-// Close writes what is queued and ends the log. What is written after it is
-// lost; Reopen must not be called after it.
+// patience is how long Reopen and Close wait for a sink that takes nothing.
+const patience = 10 * time.Second
+
+var errHangs = errors.New("the audit log's sink takes nothing")
+
+// Close writes what is queued and ends the log; a sink that hangs is given ten
+// seconds. What is written after it is lost; Reopen must not be called after it.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
@@ -195,7 +206,13 @@ func (l *Log) Close() error {
 	l.closed = true
 	close(l.records)
 	l.mu.Unlock()
-	l.done.Wait()
+	ended := make(chan struct{})
+	go func() { l.done.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		return errHangs
+	}
 	if f, ok := l.out.(*os.File); ok && l.path != "" {
 		return f.Close()
 	}

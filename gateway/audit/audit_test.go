@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -460,4 +461,22 @@ func TestCountsTellHowItFares(t *testing.T) {
 	if got := l.Counts(); got.Written != 1 || got.Lost != 2 || got.Err != nil {
 		t.Errorf("room again: got %+v, want 1 written and 2 lost", got)
 	}
+}
+
+// A stop of the gateway must come to its end.
+func TestCloseDoesNotWaitForEverForASinkThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &hanging{entered: make(chan struct{}), release: make(chan struct{})}
+		l := audit.New(sink)
+		l.Write(audit.Record{})
+		<-sink.entered
+		began := time.Now()
+		if err := l.Close(); err == nil || !strings.Contains(err.Error(), "takes nothing") {
+			t.Errorf("got %v, want that the sink takes nothing", err)
+		}
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("it took %v", took)
+		}
+		close(sink.release)
+	})
 }

@@ -219,8 +219,11 @@ func carries(bundle []byte, cert *x509.Certificate) bool {
 	return bytes.Contains(bundle, bytes.TrimSuffix(certificatePEM(cert), newline))
 }
 
-// without returns the bundle without the certificate.
+// without returns the bundle without the certificate, which may be nil.
 func without(bundle []byte, cert *x509.Certificate) []byte {
+	if cert == nil {
+		return bundle
+	}
 	block := certificatePEM(cert)
 	bundle = bytes.ReplaceAll(bundle, block, nil)
 	return bytes.ReplaceAll(bundle, bytes.TrimSuffix(block, newline), nil)

@@ -28,11 +28,10 @@ func Rotate(dir string, names *Names, force bool) (*CA, error) {
 				"let it sign: ca activate; or make another one instead: ca rotate --force",
 			}
 		}
-		if old := readCertificate(filepath.Join(dir, nextCertFile)); old != nil {
-			// Out of the bundle first: a CA that waits gets into it again, one that is gone would stay for ever.
-			if err := ca.writeBundle(without(ca.Bundle(), old)); err != nil {
-				return err
-			}
+		// Out of the bundle first: a CA that waits gets into it again, one that is gone would stay for ever.
+		old := readCertificate(filepath.Join(dir, nextCertFile))
+		if err := ca.writeBundle(without(ca.Bundle(), old)); err != nil {
+			return err
 		}
 		if err := remove(filepath.Join(dir, nextCertFile)); err != nil {
 			return err
@@ -43,11 +42,7 @@ func Rotate(dir string, names *Names, force bool) (*CA, error) {
 		if ca, _, err = read(dir); err != nil {
 			return err
 		}
-		bundle := ca.Bundle()
-		if ca.previous != nil {
-			bundle = without(bundle, ca.previous)
-		}
-		if err := ca.writeBundle(bundle); err != nil {
+		if err := ca.writeBundle(without(ca.Bundle(), ca.previous)); err != nil {
 			return err
 		}
 		return remove(filepath.Join(dir, previousFile))
@@ -80,7 +75,8 @@ func Activate(dir string) (*CA, error) {
 		if err := before.next.inForce(); err != nil {
 			return err
 		}
-		if err := before.writeBundle(before.Bundle()); err != nil {
+		// The CA before this one is to leave the bundle while its file still tells which one that is.
+		if err := before.writeBundle(without(before.Bundle(), before.previous)); err != nil {
 			return err
 		}
 		if err := replaceFile(filepath.Join(dir, previousFile), certificatePEM(before.cert), 0o644); err != nil {

@@ -322,6 +322,7 @@ func TestCrashLeavesAFolderThatWorks(t *testing.T) {
 				if before.Waiting() == nil || now.Fingerprint() != before.Waiting().Fingerprint() {
 					t.Error("another CA than the one that waited signs")
 				}
+				wantBundle(t, dir, ca, now) // and none that nobody knows of any more
 				wantTrusted(t, dir, ca)
 				wantTrusted(t, dir, now)
 				wantFiles(t, dir, "bundle.pem", "ca-key.pem", "ca.pem", "previous-ca.pem")

@@ -1,40 +1,50 @@
 // Package certs is the local certificate authority: it makes the CA on first
-// start, keeps its folder, and mints the leaf certificates under which the
-// gateway speaks as the hosts of its rules. It decides nothing about which
-// hosts these are. A [CA] is safe for concurrent use.
+// start, keeps its folder, replaces the CA, and mints the leaf certificates
+// under which the gateway speaks as the hosts of its rules. It decides nothing
+// about which hosts these are. A [CA] is safe for concurrent use.
+//
+// # The folder
+//
+//	ca.pem           the CA that signs
+//	ca-key.pem       its private key, mode 0600
+//	bundle.pem       what clients are to trust
+//	next-ca.pem      a CA that waits: made by [Rotate], signs after [Activate]
+//	next-ca-key.pem  its private key, mode 0600
+//	previous-ca.pem  the CA before the last Activate; its key is gone
+//
+// The bundle carries the CA that signs, and beside it the one that waits or else
+// the previous one. So a client trusts a new CA before it signs, and the old
+// one until the next Rotate; what else a user has added to the bundle stays.
+//
+// Files are replaced in one step and by one process at a time. The key decides
+// which CA signs: it is the one certificate of ca.pem and next-ca.pem that
+// ca-key.pem belongs to. So each state in which a crash may leave the folder is
+// one of these, and loads:
+//
+//	next-ca-key.pem without its certificate   no CA waits; Rotate writes a new pair
+//	a waiting pair that the bundle lacks      it waits; Open and Activate complete the bundle
+//	ca-key.pem belongs to next-ca.pem         it signs; Rotate and Activate rename it to ca.pem
 package certs
 
 import (
-	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
-)
-
-// The files of a CA folder.
-const (
-	certFile   = "ca.pem"
-	keyFile    = "ca-key.pem"
-	bundleFile = "bundle.pem"
 )
 
 const (
 	caLife = 10 * 365 * 24 * time.Hour
+	// warnBefore is how long before its end a CA asks to be replaced.
+	warnBefore = 30 * 24 * time.Hour
 	// backdate makes new certificates valid for clients whose clock is slow.
 	backdate = 24 * time.Hour
 )
@@ -52,38 +62,23 @@ type Names struct {
 
 // CA is a loaded certificate authority.
 type CA struct {
-	dir    string
-	cert   *x509.Certificate
-	key    *ecdsa.PrivateKey
-	leaves leaves
+	dir      string
+	cert     *x509.Certificate
+	key      *ecdsa.PrivateKey
+	next     *CA               // the one that waits, or nil
+	previous *x509.Certificate // or nil
+	leaves   *leaves
 }
-
-// FolderError is a CA folder that cannot be used as it is.
-type FolderError struct {
-	Dir  string
-	What string
-	Hint string
-}
-
-// Error implements error.
-func (e *FolderError) Error() string { return fmt.Sprintf("CA folder %q: %s", e.Dir, e.What) }
 
 // Open loads the CA in dir, or makes one there if there is none yet. A new CA
 // is constrained to names; nil means that it may sign for any host. Nothing
-// that exists is ever overwritten. What is wrong with the folder comes back as
-// a [*FolderError].
+// that exists is ever overwritten, but the bundle where it lacks a CA. What is
+// wrong with the folder comes back as a [*FolderError].
 func Open(dir string, names *Names) (*CA, error) {
-	_, certErr := os.Stat(filepath.Join(dir, certFile))
-	_, keyErr := os.Stat(filepath.Join(dir, keyFile))
-	switch {
-	case errors.Is(certErr, fs.ErrNotExist) && errors.Is(keyErr, fs.ErrNotExist):
+	if there, half := present(dir); !there { // half a CA may be one that somebody is making
 		if err := create(dir, names); err != nil {
-			return nil, err
+			return nil, cmp.Or(half, err)
 		}
-	case errors.Is(certErr, fs.ErrNotExist):
-		return nil, &FolderError{dir, keyFile + " is there, but " + certFile + " is missing", "restore " + certFile + ", or move the folder away to get a new CA"}
-	case errors.Is(keyErr, fs.ErrNotExist):
-		return nil, &FolderError{dir, certFile + " is there, but " + keyFile + " is missing", "restore " + keyFile + ", or move the folder away to get a new CA"}
 	}
 	ca, err := load(dir)
 	if err != nil {
@@ -92,17 +87,65 @@ func Open(dir string, names *Names) (*CA, error) {
 	return ca, ca.ensureBundle()
 }
 
+// Latest returns the CA that the folder holds now: ca itself, unless another
+// one signs or waits there since ca was loaded.
+func (ca *CA) Latest() (*CA, error) {
+	now, err := Load(ca.dir)
+	if err != nil {
+		return nil, err
+	}
+	if !now.cert.Equal(ca.cert) {
+		return now, now.inForce()
+	}
+	if same(now.next, ca.next) {
+		return ca, nil
+	}
+	now.leaves = ca.leaves
+	return now, nil
+}
+
+// same reports whether a and b are the same CA, or both none.
+func same(a, b *CA) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.cert.Equal(b.cert)
+}
+
 // Certificate returns the CA's certificate.
 func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
 
 // Fingerprint returns the SHA-256 of the certificate in hexadecimal.
 func (ca *CA) Fingerprint() string {
-	sum := sha256.Sum256(ca.cert.Raw)
-	return hex.EncodeToString(sum[:])
+	return fingerprint(ca.cert)
 }
 
 // BundlePath returns the file that clients are to trust.
 func (ca *CA) BundlePath() string { return filepath.Join(ca.dir, bundleFile) }
+
+// Waiting returns the CA that [Activate] would let sign, or nil.
+func (ca *CA) Waiting() *CA { return ca.next }
+
+// Warning tells what is to be done about a CA that ends within 30 days, or has
+// ended; "" if nothing is.
+func (ca *CA) Warning(now time.Time) string {
+	left := ca.cert.NotAfter.Sub(now)
+	if left > warnBefore {
+		return ""
+	}
+	on := ca.cert.NotAfter.Format(time.DateOnly)
+	if left <= 0 {
+		return fmt.Sprintf("the CA ended on %s, clients refuse its certificates; %s", on, ca.remedy())
+	}
+	return fmt.Sprintf("the CA ends on %s, in %d days; %s", on, int(left.Hours()/24), ca.remedy())
+}
+
+func (ca *CA) remedy() string {
+	if ca.next != nil {
+		return "a new one waits: run ca activate"
+	}
+	return "run ca rotate, then ca activate; Orthanc trusts the new CA by the same bundle.pem"
+}
 
 // Covers reports whether clients will accept this CA's leaves for a host: a
 // DNS name or an IP address.
@@ -130,65 +173,54 @@ func verifyName(host string) string {
 	return host
 }
 
-func load(dir string) (*CA, error) {
-	bad := func(what, hint string) (*CA, error) { return nil, &FolderError{dir, what, hint} }
-	again := "restore the folder from a backup, or move it away to get a new CA (Orthanc must then trust the new bundle.pem)"
-	keyPath := filepath.Join(dir, keyFile)
-	info, err := os.Stat(keyPath)
-	if err != nil {
-		return bad(err.Error(), "make the folder readable for the gateway's user")
+// inForce returns an error unless the CA's certificate is valid now.
+func (ca *CA) inForce() error {
+	switch now := time.Now(); {
+	case now.After(ca.cert.NotAfter):
+		return &FolderError{ca.dir, "the CA ended on " + ca.cert.NotAfter.Format(time.DateOnly), ca.remedy()}
+	case now.Before(ca.cert.NotBefore):
+		return &FolderError{ca.dir, "the CA begins on " + ca.cert.NotBefore.Format(time.DateOnly), "check this machine's clock"}
 	}
-	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
-		return bad(fmt.Sprintf("%s can be read by other users (mode %04o)", keyFile, info.Mode().Perm()), "chmod 600 "+keyPath)
-	}
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), keyPath)
-	if err != nil {
-		return bad(err.Error(), again)
-	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return bad(keyFile+" is not an ECDSA key", again)
-	}
-	now := time.Now()
-	switch cert := pair.Leaf; {
-	case !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return bad(certFile+" is not a CA certificate", again)
-	case now.After(cert.NotAfter):
-		return bad("the CA ended on "+cert.NotAfter.Format(time.DateOnly), "move the folder away to get a new CA")
-	case now.Before(cert.NotBefore):
-		return bad("the CA begins on "+cert.NotBefore.Format(time.DateOnly), "check this machine's clock")
-	}
-	return &CA{dir: dir, cert: pair.Leaf, key: key}, nil
+	return nil
 }
 
+// create makes the first CA of a folder.
 func create(dir string, names *Names) error {
-	fail := func(err error) error {
-		return &FolderError{dir, "make a new CA: " + err.Error(), "let the gateway's user write there, or set dir under [ca]"}
-	}
+	hint := "let the gateway's user write there, or set dir under [ca]"
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fail(err)
+		return &FolderError{dir, "make a new CA: " + err.Error(), hint}
 	}
+	return change(dir, "make a new CA", hint, func() error {
+		if there, err := present(dir); there || err != nil {
+			return err // somebody else was faster
+		}
+		return writePair(dir, certFile, keyFile, names)
+	})
+}
+
+// writePair makes a CA and puts it into the folder, the certificate last.
+func writePair(dir, certFile, keyFile string, names *Names) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	template := caTemplate(names, time.Now())
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	if err := writeNew(filepath.Join(dir, keyFile), pemBlock("PRIVATE KEY", keyDER), 0o600); err != nil {
-		return fail(err)
+	if err := replaceFile(filepath.Join(dir, keyFile), pemBlock("PRIVATE KEY", keyDER), 0o600); err != nil {
+		return err
 	}
-	if err := writeNew(filepath.Join(dir, certFile), pemBlock("CERTIFICATE", der), 0o644); err != nil {
-		return fail(err)
-	}
-	return nil
+	return replaceFile(filepath.Join(dir, certFile), pemBlock("CERTIFICATE", der), 0o644)
 }
+
+// noName stands where no DNS name is permitted; RFC 2606 reserves it.
+const noName = "invalid"
 
 // caTemplate is a root that can sign server certificates for names and nothing
 // else, so that its stolen key is of little use.
@@ -215,7 +247,7 @@ func caTemplate(names *Names, now time.Time) *x509.Certificate {
 		t.PermittedDNSDomains = append(t.PermittedDNSDomains, "."+parent)
 	}
 	if t.PermittedDNSDomains == nil {
-		t.PermittedDNSDomains = []string{"invalid"} // no list at all would permit every name (RFC 2606 reserves this one)
+		t.PermittedDNSDomains = []string{noName} // no list at all would permit every name
 	}
 	// Without a word on addresses, a leaf for any IP would be accepted.
 	var v4, v6 bool
@@ -230,45 +262,4 @@ func caTemplate(names *Names, now time.Time) *x509.Certificate {
 		t.ExcludedIPRanges = append(t.ExcludedIPRanges, &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)})
 	}
 	return t
-}
-
-// ensureBundle writes bundle.pem unless it already carries this CA.
-func (ca *CA) ensureBundle() error {
-	path := ca.BundlePath()
-	own := pemBlock("CERTIFICATE", ca.cert.Raw)
-	if have, err := os.ReadFile(path); err == nil && bytes.Contains(have, own) {
-		return nil
-	}
-	if err := replaceFile(path, own, 0o644); err != nil {
-		return &FolderError{ca.dir, "write " + bundleFile + ": " + err.Error(), "let the gateway's user write there"}
-	}
-	return nil
-}
-
-func pemBlock(typ string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: der})
-}
-
-// writeNew creates a file that must not exist yet.
-func writeNew(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// replaceFile replaces a file in one step, so that no reader sees a half.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

@@ -92,7 +92,7 @@ func (x *exchange) connect(overload bool) {
 			g.log.Info("report: a credential would be injected", "rule", x.rule.Name, "authority", a.String())
 		}
 		x.tunnel()
-	case g.ca.Covers(a.Host()):
+	case g.CA().Covers(a.Host()):
 		x.terminate(overload) // so that Orthanc sees the status
 	default:
 		g.log.Warn("CONNECT refused by rule; Orthanc shows only a failed connection",
@@ -153,7 +153,7 @@ func (g *Gateway) handshake(ctx context.Context, client net.Conn, t *tunnel, tim
 		client.Close()
 		return
 	}
-	leaf, err := g.ca.Leaf(t.authority.Host())
+	leaf, err := g.CA().Leaf(t.authority.Host())
 	if err != nil {
 		g.log.Error("leaf certificate not made", "authority", t.authority.String(), "err", err)
 		client.Close()
@@ -200,7 +200,7 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 // since Orthanc itself never says why.
 func (g *Gateway) certificateRefused(t *tunnel, how string) {
 	g.log.Error("Orthanc does not trust this CA: set HttpsCACertificates to ca_bundle",
-		"ca_bundle", g.ca.BundlePath(), "authority", t.authority.String(), "client", t.client, "reason", how)
+		"ca_bundle", g.CA().BundlePath(), "authority", t.authority.String(), "client", t.client, "reason", how)
 	g.stats.untrusted.Add(1)
 }
 

@@ -212,6 +212,7 @@ func (x *exchange) serve() {
 	prefix := rule.Prefix()
 	x.record.Route = audit.Route(prefix, path)
 	x.record.Transaction = audit.Transaction(x.in.Method, strings.TrimPrefix(x.record.Route, prefix))
+	x.record.StudyHash = audit.StudyHash(x.snap.auditKey, prefix, path)
 	switch {
 	case rule.Decision() == rules.Deny:
 		x.refuse(problem{code: ruleDenied})

@@ -41,9 +41,9 @@ type Gateway struct {
 	log     *slog.Logger
 	level   *slog.LevelVar
 	audit   *audit.Log
-	ca      *certs.CA
 	started time.Time
 
+	ca      atomic.Pointer[certs.CA]
 	current atomic.Pointer[snapshot]
 	stats   *stats
 	own     *ownAddresses
@@ -64,9 +64,10 @@ type Gateway struct {
 // nothing listens yet.
 func New(o Options) (*Gateway, error) {
 	g := &Gateway{
-		log: o.Log, level: o.Level, audit: o.Audit, ca: o.CA, started: time.Now(),
+		log: o.Log, level: o.Level, audit: o.Audit, started: time.Now(),
 		own: &ownAddresses{}, stats: newStats(), handoff: newHandoff(), busy: newInflight(),
 	}
+	g.ca.Store(o.CA)
 	snap, err := g.newSnapshot(o.Config, nil)
 	if err != nil {
 		return nil, err
@@ -103,6 +104,7 @@ func (g *Gateway) newServer(p rules.Proxy, h http.Handler) *http.Server {
 // Serve takes connections from ln until [Gateway.Shutdown]; it returns nil then.
 func (g *Gateway) Serve(ln net.Listener) error {
 	g.Protect(ln.Addr())
+	defer g.watch()()
 	inner := make(chan error, 1)
 	go func() { inner <- g.inner.Serve(g.handoff) }()
 	ctx, cancel := context.WithCancel(context.Background())

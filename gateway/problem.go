@@ -154,14 +154,17 @@ func rawProblem(p problem, requestID string) []byte {
 // malformed is the answer to a request that net/http itself refuses.
 func (g *Gateway) malformed(c *clientConn) []byte {
 	g.stats.refused(string(badRequest))
-	authority := ""
+	rec := audit.Record{
+		Time: time.Now().UTC(), RequestID: rand.Text()[:16], Client: clientHost(c.RemoteAddr().String()),
+		Status: http.StatusBadRequest, Outcome: audit.Refused, Reason: string(badRequest),
+	}
 	if c.tunnel != nil {
 		c.tunnel.requests.Add(1)
-		authority = c.tunnel.authority.String()
+		rec.Authority, rec.ProxyUser = c.tunnel.authority.String(), c.tunnel.user
 	}
-	id := rand.Text()[:16]
-	g.log.Debug("malformed request refused", "client", clientHost(c.RemoteAddr().String()), "authority", authority, "request_id", id)
-	return rawProblem(problem{code: badRequest, detail: "the request line, a header or the framing breaks RFC 9112"}, id)
+	g.log.Debug("malformed request refused", "client", rec.Client, "authority", rec.Authority, "request_id", rec.RequestID)
+	g.audit.Write(rec)
+	return rawProblem(problem{code: badRequest, detail: "the request line, a header or the framing breaks RFC 9112"}, rec.RequestID)
 }
 
 // acceptsMultipart recognises WADO-RS as Orthanc asks for it.

@@ -2,8 +2,6 @@ package gateway
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"reflect"
 	"time"
 
@@ -73,7 +71,8 @@ func (g *Gateway) reload(load func() (*rules.Config, error)) (Reloaded, error) {
 	}
 	c := *loaded
 	waiting := keepFixed(running.config, &c)
-	if err := checkCA(&c); err != nil {
+	ca, err := g.caFor(&c)
+	if err != nil {
 		return Reloaded{}, asProblems(err, c.Path)
 	}
 	next, err := g.newSnapshot(&c, running)
@@ -83,6 +82,7 @@ func (g *Gateway) reload(load func() (*rules.Config, error)) (Reloaded, error) {
 	if !g.install(next) {
 		return Reloaded{}, ErrDraining
 	}
+	g.ca.Store(ca)
 	g.setLevel(&c)
 	return Reloaded{Revision: c.Revision, RestartNeeded: waiting}, nil
 }
@@ -91,16 +91,6 @@ func (g *Gateway) setLevel(c *rules.Config) {
 	if g.level != nil {
 		_ = g.level.UnmarshalText([]byte(c.Log.Level)) // checked at load
 	}
-}
-
-// checkCA asks whether the CA can sign for the hosts of a new configuration. It
-// makes no CA: clients would trust one that this process does not sign with.
-func checkCA(c *rules.Config) error {
-	if _, err := os.Stat(filepath.Join(string(c.CA.Dir), "ca.pem")); err != nil {
-		return &certs.FolderError{Dir: string(c.CA.Dir), What: "ca.pem cannot be found any more", Hint: "restore the folder, or restart the gateway to get a new CA"}
-	}
-	_, err := OpenCA(c)
-	return err
 }
 
 // asProblems puts what is wrong with the file at path, or with what it names,

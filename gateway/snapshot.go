@@ -27,6 +27,7 @@ type snapshot struct {
 	unruled   *upstream                   // for hosts that no rule names
 	corporate *url.URL                    // upstream_proxy, or nil
 	warmed    map[*upstream][]*rules.Rule // to whose servers a connection is always kept
+	auditKey  []byte                      // of the study hashes; nil: there are none
 	auth      *proxyAuth
 	frontTLS  *tls.Config // nil: the proxy speaks plain HTTP
 
@@ -102,6 +103,13 @@ func (g *Gateway) newSnapshot(c *rules.Config, before *snapshot) (*snapshot, err
 			return nil, fmt.Errorf("proxy.upstream_proxy is not a URL") // err would show its password
 		}
 		s.corporate = u
+	}
+	if path := c.Log.AuditKeyFile; path != "" {
+		key, err := os.ReadFile(string(path))
+		if err != nil {
+			return nil, fmt.Errorf("log.audit_key_file: %w", err)
+		}
+		s.auditKey = key
 	}
 	if err := s.openFront(before, &g.stats.connections); err != nil {
 		return nil, err

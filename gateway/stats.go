@@ -82,6 +82,8 @@ type Status struct {
 	InFlight      int
 	// Untrusted counts clients that refused our certificate.
 	Untrusted int64
+	// AuditLost counts audit records that could not be written.
+	AuditLost uint64
 	// Refused counts the gateway's own answers by code.
 	Refused map[string]uint64
 }
@@ -108,6 +110,7 @@ func (g *Gateway) Status() Status {
 		StartedAt: g.started, Draining: g.Draining(), Config: snap.config,
 		LoadedAt: last.loadedAt, ReloadedAt: last.triedAt, ReloadError: last.failure, RestartNeeded: last.restartNeeded,
 		Connections: g.stats.connections.Load(), InFlight: g.busy.count(), Untrusted: g.stats.untrusted.Load(),
+		AuditLost: g.audit.Lost(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(snap.sources)) {
 		st.Profiles = append(st.Profiles, ProfileStatus{name, snap.config.Profiles[name].Type, snap.sources[name].Status()})
@@ -119,7 +122,7 @@ func (g *Gateway) Status() Status {
 }
 
 // CA returns the CA that signs for clients now.
-func (g *Gateway) CA() *certs.CA { return g.ca }
+func (g *Gateway) CA() *certs.CA { return g.ca.Load() }
 
 // Rules returns what happened to the requests of each rule, in the order of the config.
 func (g *Gateway) Rules() []RuleStatus {

@@ -27,6 +27,7 @@ func (d *decoder) check(c *Config) {
 	if c.Log.Audit == "" {
 		d.problem("log.audit", "is empty", `write "off" to have no audit log`)
 	}
+	d.auditKey(c.Log.AuditKeyFile)
 	if n := c.Token.MaxAttempts; n < 1 || n > 10 {
 		d.problem("token.max_attempts", fmt.Sprintf("%d is not between 1 and 10", n), "")
 	}
@@ -254,6 +255,21 @@ func (d *decoder) keyPair(key string, cert token.File, priv token.PrivateFile) {
 	}
 	if _, err := tls.LoadX509KeyPair(string(cert), string(priv)); err != nil {
 		d.problem(key, err.Error(), "give a PEM certificate (chain) and its private key")
+	}
+}
+
+// minAuditKey is the length of SHA-256: a shorter key would be the weakest part.
+const minAuditKey = 32
+
+func (d *decoder) auditKey(f token.PrivateFile) {
+	if f == "" {
+		return
+	}
+	const key, hint = "log.audit_key_file", "make it with: head -c 32 /dev/urandom > FILE"
+	if text, err := os.ReadFile(string(f)); err != nil {
+		d.problem(key, err.Error(), hint)
+	} else if len(text) < minAuditKey {
+		d.problem(key, fmt.Sprintf("the file has %d bytes, want at least %d", len(text), minAuditKey), hint)
 	}
 }
 

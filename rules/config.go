@@ -97,6 +97,9 @@ type Log struct {
 	Format string `toml:"format"`
 	// Audit is where the one line per request goes: "stderr", "stdout", "off" or a file path.
 	Audit string `toml:"audit"`
+	// AuditKeyFile gives each audit record of a request for a study a study_hash,
+	// keyed by all bytes of the file, at least 32 of them.
+	AuditKeyFile token.PrivateFile `toml:"audit_key_file"`
 }
 
 // Action is what a rule does with a request.

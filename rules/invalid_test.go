@@ -76,6 +76,12 @@ var invalid = map[string][]string{
 	"listen_open.toml": {
 		`gateway.toml:2: proxy.listen: "0.0.0.0:3128" can be reached from other machines, and whoever reaches it may use your credentials (set allow_clients = ["ADDRESS-OF-ORTHANC/32"], or username and password, or listen on 127.0.0.1)`,
 	},
+	"log_audit_key_missing.toml": {
+		`gateway.toml:2: log.audit_key_file: open none: no such file or directory (make it with: head -c 32 /dev/urandom > FILE)`,
+	},
+	"log_audit_key_short.toml": {
+		`gateway.toml:2: log.audit_key_file: the file has 7 bytes, want at least 32 (make it with: head -c 32 /dev/urandom > FILE)`,
+	},
 	"log_audit_empty.toml": {
 		`gateway.toml:2: log.audit: is empty (write "off" to have no audit log)`,
 	},

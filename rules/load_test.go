@@ -83,6 +83,7 @@ func TestEverythingSet(t *testing.T) {
 	write(t, filepath.Join(dir, "key.pem"), key, 0o600)
 	write(t, filepath.Join(dir, "admin-password"), "adm1n\n", 0o600)
 	write(t, filepath.Join(dir, "client-secret"), "cl1ent\r\n", 0o600)
+	write(t, filepath.Join(dir, "audit.key"), strings.Repeat("k", 32), 0o600)
 	file := func(name string) token.File { return token.File(filepath.Join(dir, name)) }
 	got, err := Load(path, variables)
 	if err != nil {
@@ -103,7 +104,7 @@ func TestEverythingSet(t *testing.T) {
 		},
 		Admin: Admin{Listen: "[::]:8081", Username: "admin", Password: token.SecretFile(string(file("admin-password")))},
 		CA:    CA{Dir: file("authority"), NameConstraints: false},
-		Log:   Log{Level: "debug", Format: "json", Audit: "audit.log"},
+		Log:   Log{Level: "debug", Format: "json", Audit: "audit.log", AuditKeyFile: token.PrivateFile(file("audit.key"))},
 		Token: token.Lifecycle{RefreshBuffer: time.Minute, DefaultLifetime: 2 * time.Minute, RequestTimeout: 3 * time.Second, MaxAttempts: 4, MaxBackoff: 5 * time.Second},
 		Rules: []*Rule{
 			{

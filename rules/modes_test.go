@@ -47,6 +47,8 @@ func TestSecretsMustNotBeReadableByOthers(t *testing.T) {
 		{"an admin password in clear", "[admin]\nusername = 'u'\npassword = 'p'\n" + minimal, 0o644, 0o600, "admin.password", "gateway.toml", 0o644},
 		{"a static header that is a key", rule("headers = { X-Api-Key = 'k' }"), 0o644, 0o600, "rule[0].headers.X-Api-Key", "gateway.toml", 0o644},
 		{"a static header that is no key", rule("headers = { X-Site = 'north' }"), 0o644, 0o600, "", "", 0},
+		{"an audit key for all", "[log]\naudit_key_file = 'audit.key'\n" + minimal, 0o644, 0o644, "log.audit_key_file", "audit.key", 0o644},
+		{"an audit key for the owner only", "[log]\naudit_key_file = 'audit.key'\n" + minimal, 0o644, 0o600, "", "", 0},
 		{"empty secrets", "[proxy]\nusername = ''\npassword = ''\nupstream_proxy = ''\n" + minimal, 0o644, 0o600, "", "", 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -54,6 +56,7 @@ func TestSecretsMustNotBeReadableByOthers(t *testing.T) {
 			path := filepath.Join(dir, "gateway.toml")
 			write(t, path, row.text, row.config)
 			write(t, filepath.Join(dir, "secret"), "s3cr3t", row.secret)
+			write(t, filepath.Join(dir, "audit.key"), strings.Repeat("k", 32), row.secret)
 			_, err := Load(path, variables)
 			if row.refused == "" {
 				if err != nil {

@@ -112,9 +112,11 @@ func (a *api) livez(w http.ResponseWriter, _ *http.Request) {
 
 // readiness is the body of /readyz.
 type readiness struct {
-	Ready    bool                   `json:"ready"`
-	Draining bool                   `json:"draining,omitempty"`
-	Profiles map[string]token.State `json:"profiles"`
+	Ready    bool `json:"ready"`
+	Draining bool `json:"draining,omitempty"`
+	// CAWarning tells that the CA ends soon; it changes nothing of Ready.
+	CAWarning string                 `json:"ca_warning,omitempty"`
+	Profiles  map[string]token.State `json:"profiles"`
 }
 
 // readyz answers 200 while requests can be served: not draining, and at least
@@ -130,7 +132,7 @@ func (a *api) readyz(w http.ResponseWriter, r *http.Request) {
 		}
 		profiles = slices.DeleteFunc(profiles, func(p gateway.ProfileStatus) bool { return p.Name != rule.Profile })
 	}
-	body := readiness{Ready: len(profiles) == 0, Draining: st.Draining, Profiles: map[string]token.State{}}
+	body := readiness{Ready: len(profiles) == 0, Draining: st.Draining, CAWarning: a.Gateway.CA().Warning(time.Now()), Profiles: map[string]token.State{}}
 	for _, p := range profiles {
 		body.Profiles[p.Name] = p.State
 		body.Ready = body.Ready || usable(p.State)
@@ -166,6 +168,8 @@ type status struct {
 	// UntrustedCA counts clients that refused our certificate.
 	UntrustedCA int64             `json:"untrusted_ca"`
 	Refused     map[string]uint64 `json:"refused"`
+	// AuditLost counts audit records that could not be written.
+	AuditLost uint64 `json:"audit_lost"`
 }
 
 type configStatus struct {
@@ -180,6 +184,8 @@ type configStatus struct {
 type caStatus struct {
 	Fingerprint string    `json:"fingerprint_sha256"`
 	NotAfter    time.Time `json:"not_after"`
+	// Warning tells that the CA ends soon, and what to do.
+	Warning string `json:"warning,omitempty"`
 }
 
 type profileStatus struct {
@@ -203,12 +209,13 @@ type lastError struct {
 
 func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 	st := a.Gateway.Status()
+	ca := a.Gateway.CA()
 	body := status{
 		Status: overall(st), Version: a.Version, StartedAt: st.StartedAt.UTC(),
 		Config:      configStatus{Path: st.Config.Path, Revision: st.Config.Revision, LoadedAt: st.LoadedAt.UTC(), LastError: textOrNull(st.ReloadError), RestartNeeded: append([]string{}, st.RestartNeeded...)},
-		CA:          caStatus{a.Gateway.CA().Fingerprint(), a.Gateway.CA().Certificate().NotAfter},
+		CA:          caStatus{ca.Fingerprint(), ca.Certificate().NotAfter, ca.Warning(time.Now())},
 		Profiles:    []profileStatus{},
-		Connections: st.Connections, InFlight: st.InFlight, UntrustedCA: st.Untrusted, Refused: st.Refused,
+		Connections: st.Connections, InFlight: st.InFlight, UntrustedCA: st.Untrusted, Refused: st.Refused, AuditLost: st.AuditLost,
 	}
 	for _, p := range st.Profiles {
 		ps := profileStatus{

@@ -1,10 +1,14 @@
 // Package audit writes one record per proxied request. A record holds nothing
-// about a patient: no query, no UID, no header. Writing never blocks the
+// about a patient: no query, no UID (at most its keyed hash), no header. Writing never blocks the
 // request path: a sink that cannot keep up loses records, and they are counted.
 package audit
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,6 +28,7 @@ type Record struct {
 	Authority      string    `json:"authority"`
 	Route          string    `json:"route,omitempty"`
 	Transaction    string    `json:"transaction,omitempty"`
+	StudyHash      string    `json:"study_hash,omitempty"` // of [StudyHash]
 	Rule           string    `json:"rule,omitempty"`
 	Profile        string    `json:"profile,omitempty"`
 	Status         int       `json:"status"`
@@ -59,12 +64,22 @@ type Log struct {
 	records chan Record
 	reopen  chan chan error
 	lost    atomic.Uint64
+	written atomic.Uint64
+	failure atomic.Pointer[error] // of the last write; nil: it worked
 	done    sync.WaitGroup
 	path    string // "" when the sink is not a file of ours
 	out     io.Writer
+	torn    bool // what was written last is not a whole line
 
 	mu     sync.RWMutex
 	closed bool
+}
+
+// Counts tell how a [Log] fares.
+type Counts struct {
+	Written, Lost uint64
+	// Err is why the last write failed; nil if it did not.
+	Err error
 }
 
 // Open returns a Log for target: "stdout", "stderr", "off" (nil) or a file that
@@ -84,7 +99,7 @@ func Open(target string) (*Log, error) {
 		if err != nil {
 			return nil, err
 		}
-		l.out = f
+		l.out, l.torn = f, endsTorn(f)
 	}
 	l.done.Go(l.run)
 	return l, nil
@@ -103,6 +118,23 @@ func openFile(path string) (*os.File, error) {
 		return nil, fmt.Errorf("open audit file: %w", err)
 	}
 	return f, nil
+}
+
+// endsTorn reports whether the file ends in the middle of a line, as a crash or
+// a full disk leaves it.
+func endsTorn(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
+		return false
+	}
+	r, err := os.Open(f.Name())
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	last := make([]byte, 1)
+	_, err = r.ReadAt(last, info.Size()-1)
+	return err == nil && last[0] != '\n'
 }
 
 // Write queues a record, or counts it as lost when the queue is full.
@@ -131,19 +163,41 @@ func (l *Log) Lost() uint64 {
 	return l.lost.Load()
 }
 
+// Counts returns how many records were written and lost, and why.
+func (l *Log) Counts() Counts {
+	if l == nil {
+		return Counts{}
+	}
+	c := Counts{Written: l.written.Load(), Lost: l.lost.Load()}
+	if err := l.failure.Load(); err != nil {
+		c.Err = *err
+	}
+	return c
+}
+
 // Reopen opens the file anew, after it was moved away by log rotation. On
-// failure the old file is kept. Without a file it does nothing.
+// failure the old file is kept. Without a file it does nothing. A sink that hangs
+// is given ten seconds.
 func (l *Log) Reopen() error {
 	if l == nil || l.path == "" {
 		return nil
 	}
 	result := make(chan error)
-	l.reopen <- result
-	return <-result
+	select {
+	case l.reopen <- result:
+		return <-result
+	case <-time.After(patience):
+		return errHangs
+	}
 }
 
-// Close writes what is queued and ends the log. What is written after it is
-// lost; Reopen must not be called after it.
+// patience is how long Reopen and Close wait for a sink that takes nothing.
+const patience = 10 * time.Second
+
+var errHangs = errors.New("the audit log's sink takes nothing")
+
+// Close writes what is queued and ends the log; a sink that hangs is given ten
+// seconds. What is written after it is lost; Reopen must not be called after it.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
@@ -152,7 +206,13 @@ func (l *Log) Close() error {
 	l.closed = true
 	close(l.records)
 	l.mu.Unlock()
-	l.done.Wait()
+	ended := make(chan struct{})
+	go func() { l.done.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		return errHangs
+	}
 	if f, ok := l.out.(*os.File); ok && l.path != "" {
 		return f.Close()
 	}
@@ -166,24 +226,60 @@ func (l *Log) run() {
 			if !open {
 				return
 			}
-			line, err := json.Marshal(r)
-			if err == nil {
-				_, err = l.out.Write(append(line, '\n'))
-			}
-			if err != nil {
-				l.lost.Add(1)
-			}
+			l.put(r)
 		case result := <-l.reopen:
 			f, err := openFile(l.path)
 			if err == nil {
 				if old, ok := l.out.(*os.File); ok {
 					old.Close()
 				}
-				l.out = f
+				l.out, l.torn = f, endsTorn(f)
 			}
 			result <- err
 		}
 	}
+}
+
+// put writes a record in one piece, on a line of its own whatever became of the
+// one before.
+func (l *Log) put(r Record) {
+	line, err := json.Marshal(r)
+	if err == nil {
+		line = append(line, '\n')
+		if l.torn {
+			line = append([]byte{'\n'}, line...)
+		}
+		var n int
+		if n, err = l.out.Write(line); n > 0 {
+			l.torn = line[n-1] != '\n'
+		}
+	}
+	if err != nil {
+		l.failure.Store(&err)
+		l.lost.Add(1)
+		return
+	}
+	l.failure.Store(nil)
+	l.written.Add(1)
+}
+
+// StudyHash stands for the study of a path like .../studies/{uid}/...: the first 16
+// bytes of the HMAC-SHA-256 of its Study Instance UID under the key, in hexadecimal.
+// Records of one study have the same, and without the key nobody can tell which
+// study that is. It is "" without a key, and for a path behind prefix that names no study.
+func StudyHash(key []byte, prefix, path string) string {
+	rest, ok := strings.CutPrefix(path, prefix)
+	if !ok || len(key) == 0 {
+		return ""
+	}
+	_, uid, ok := strings.Cut("/"+rest, "/studies/")
+	uid, _, _ = strings.Cut(uid, "/")
+	if !ok || uid == "" {
+		return ""
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(uid))
+	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 // words are the path segments of DICOMweb (PS3.18 chapters 10 and 11) that may

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -103,7 +104,7 @@ func TestRecordIsOneLineOfJSON(t *testing.T) {
 	l := audit.New(&out)
 	l.Write(audit.Record{
 		Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), RequestID: "id", Client: "127.0.0.1", ProxyUser: "orthanc", Method: "GET", Authority: "dicom.example.org:443",
-		Route: "/dicom-web/studies/{}", Transaction: "WADO-RS", Rule: "azure", Profile: "p", Status: 503, UpstreamStatus: 429, RequestBytes: 1, ResponseBytes: 2,
+		Route: "/dicom-web/studies/{}", Transaction: "WADO-RS", StudyHash: "h", Rule: "azure", Profile: "p", Status: 503, UpstreamStatus: 429, RequestBytes: 1, ResponseBytes: 2,
 		Duration: 3.5, FirstByte: 4, TokenAge: 5, Attempts: 2, Outcome: audit.Refused, Reason: "token_unavailable",
 	})
 	l.Write(audit.Record{Method: "POST\n", Outcome: audit.Forwarded})
@@ -111,7 +112,7 @@ func TestRecordIsOneLineOfJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `{"time":"2026-01-02T03:04:05Z","request_id":"id","client":"127.0.0.1","proxy_user":"orthanc","method":"GET","authority":"dicom.example.org:443",` +
-		`"route":"/dicom-web/studies/{}","transaction":"WADO-RS","rule":"azure","profile":"p","status":503,"upstream_status":429,"request_bytes":1,"response_bytes":2,` +
+		`"route":"/dicom-web/studies/{}","transaction":"WADO-RS","study_hash":"h","rule":"azure","profile":"p","status":503,"upstream_status":429,"request_bytes":1,"response_bytes":2,` +
 		`"duration_ms":3.5,"first_byte_ms":4,"token_age_seconds":5,"attempts":2,"outcome":"refused","reason":"token_unavailable"}
 {"time":"0001-01-01T00:00:00Z","request_id":"","client":"","method":"POST\n","authority":"","status":0,"request_bytes":0,"response_bytes":0,"duration_ms":0,"outcome":"forwarded"}
 `
@@ -290,7 +291,7 @@ func TestNilLogDropsEverything(t *testing.T) {
 		t.Fatalf("off: got %v, %v, want nil", l, err)
 	}
 	l.Write(audit.Record{})
-	if err := errors.Join(l.Reopen(), l.Close()); err != nil || l.Lost() != 0 {
+	if err := errors.Join(l.Reopen(), l.Close()); err != nil || l.Lost() != 0 || l.Counts() != (audit.Counts{}) {
 		t.Errorf("got %v, %d lost, want nothing", err, l.Lost())
 	}
 }
@@ -300,4 +301,182 @@ func TestReopenWithoutAFileDoesNothing(t *testing.T) {
 	if err := errors.Join(l.Reopen(), l.Close()); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestStudyHash(t *testing.T) {
+	key := []byte("0123456789abcdef0123456789abcdef")
+	// echo -n 1.2.3 | openssl dgst -sha256 -hmac 0123456789abcdef0123456789abcdef
+	const of123 = "34b2586f6a6f3f1af60b02967a95e66a"
+	for _, row := range []struct{ prefix, path, want string }{
+		{"/dicom-web/", "/dicom-web/studies/1.2.3", of123},
+		{"/dicom-web/", "/dicom-web/studies/1.2.3/", of123},
+		{"/dicom-web/", "/dicom-web/studies/1.2.3/series/4.5/instances/6", of123},
+		{"/", "/studies/1.2.3", of123},
+		{"/", "/some/place/studies/1.2.3/rendered", of123},
+		{"/studies/", "/studies/studies/1.2.3", of123},
+		{"/dicom-web/", "/dicom-web/studies", ""},
+		{"/dicom-web/", "/dicom-web/studies/", ""},
+		{"/dicom-web/", "/dicom-web/series/1.2.3", ""},
+		{"/dicom-web/", "/dicom-web/mystudies/1.2.3", ""},
+		{"/dicom-web/", "/other/studies/1.2.3", ""},
+	} {
+		if got := audit.StudyHash(key, row.prefix, row.path); got != row.want {
+			t.Errorf("%s, %s: got %q, want %q", row.prefix, row.path, got, row.want)
+		}
+	}
+	if got := audit.StudyHash([]byte("another key, of more than 32 bytes"), "/", "/studies/1.2.3"); got == of123 || got == "" {
+		t.Errorf("another key: got %q", got)
+	}
+	if got := audit.StudyHash(nil, "/", "/studies/1.2.3"); got != "" {
+		t.Errorf("no key: got %q", got)
+	}
+}
+
+// full is a disk that has room for so many bytes.
+type full struct {
+	bytes.Buffer
+	room int
+}
+
+func (f *full) Write(p []byte) (int, error) {
+	n := min(len(p), f.room)
+	f.room -= n
+	f.Buffer.Write(p[:n])
+	if n < len(p) {
+		return n, errors.New("no space left on device")
+	}
+	return n, nil
+}
+
+func TestLineBehindATornOneIsWhole(t *testing.T) {
+	var probe bytes.Buffer
+	l := audit.New(&probe)
+	l.Write(audit.Record{RequestID: "a"})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	line := probe.Len()
+	// Wherever the disk is full: what is written once there is room again is whole.
+	for _, room := range []int{0, 1, line / 2, line - 1, line, line + 1, line + 2, line + line/2, 2*line - 1, 2 * line, 2*line + 1} {
+		disk := &full{room: room}
+		turn := make(chan struct{})
+		l := audit.New(writer(func(p []byte) (int, error) {
+			defer func() { turn <- struct{}{} }()
+			return disk.Write(p)
+		}))
+		put := func(id string) { l.Write(audit.Record{RequestID: id}); <-turn }
+		put("a")
+		put("b")
+		disk.room = 10 * line
+		put("c")
+		put("d")
+		lost := l.Lost()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var whole []string
+		for text := range strings.Lines(disk.String()) {
+			var r audit.Record
+			if json.Unmarshal([]byte(text), &r) == nil {
+				whole = append(whole, r.RequestID)
+			}
+		}
+		// A record that lacks its newline alone counts as lost, and is whole with that of the next.
+		if got := strings.Join(whole, ""); !strings.HasSuffix(got, "cd") || len(got)+int(lost) < 4 {
+			t.Errorf("room for %d bytes: %q is whole and %d are lost of a, b, c, d:\n%s", room, got, lost, disk)
+		}
+		if strings.Contains(disk.String(), "\n\n") {
+			t.Errorf("room for %d bytes: an empty line", room)
+		}
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
+
+// A crash may leave half a line in the file.
+func TestFileThatEndsInHalfALine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	half := func() {
+		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString(`{"time":"2026-`); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	half()
+	l, err := audit.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Write(audit.Record{RequestID: "first"})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = audit.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	half()
+	if err := l.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	l.Write(audit.Record{RequestID: "second"})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text), "\n")
+	if len(lines) != 5 || !strings.Contains(lines[1], `"first"`) || !strings.Contains(lines[3], `"second"`) {
+		t.Errorf("got\n%s\nwant each record on a line of its own", text)
+	}
+}
+
+func TestCountsTellHowItFares(t *testing.T) {
+	disk := &full{}
+	turn := make(chan struct{})
+	l := audit.New(writer(func(p []byte) (int, error) {
+		defer func() { turn <- struct{}{} }()
+		return disk.Write(p)
+	}))
+	l.Write(audit.Record{})
+	<-turn
+	l.Write(audit.Record{})
+	<-turn // the first is counted by now
+	if got := l.Counts(); got.Written != 0 || got.Lost == 0 || got.Err == nil {
+		t.Errorf("a full disk: got %+v", got)
+	}
+	disk.room = 1 << 20
+	l.Write(audit.Record{})
+	<-turn
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Counts(); got.Written != 1 || got.Lost != 2 || got.Err != nil {
+		t.Errorf("room again: got %+v, want 1 written and 2 lost", got)
+	}
+}
+
+// A stop of the gateway must come to its end.
+func TestCloseDoesNotWaitForEverForASinkThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &hanging{entered: make(chan struct{}), release: make(chan struct{})}
+		l := audit.New(sink)
+		l.Write(audit.Record{})
+		<-sink.entered
+		began := time.Now()
+		if err := l.Close(); err == nil || !strings.Contains(err.Error(), "takes nothing") {
+			t.Errorf("got %v, want that the sink takes nothing", err)
+		}
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("it took %v", took)
+		}
+		close(sink.release)
+	})
 }

@@ -26,8 +26,8 @@ func daikonFile(t *testing.T, name string) []byte {
 	return dicom
 }
 
-// relayedLogin is postLogin by way of a relay.
-func relayedLogin(tokenEndpoint string) string {
+// profileFor is the profile of a client that has a secret, with a token endpoint that may be a relay's.
+func profileFor(tokenEndpoint string) string {
 	return fmt.Sprintf(secretProfile, fmt.Sprintf("client_id = \"post\"\nclient_auth = \"client_secret_post\"\ntoken_endpoint = %q", tokenEndpoint))
 }
 
@@ -51,7 +51,7 @@ func TestNetworkFaultsToTheUpstream(t *testing.T) {
 	uid := archive.studyUID(t, study)
 	line, url := relayTo(t, u.server.url, fault{})
 	u.server.url = url
-	g := newGateway(t, u, fmt.Sprintf(secretProfile, postLogin(u.provider)), clientSecret)
+	g := newGateway(t, u, profileFor(u.provider.issuer+"/token"), clientSecret)
 	g.configure(t, "[proxy]", "header_timeout = \"2s\"\nresponse_timeout = \"2s\"")
 	g.start(t)
 	g.waitReady(t)
@@ -151,7 +151,7 @@ func TestNetworkFaultsToTheProvider(t *testing.T) {
 	end := time.Now().Add(time.Hour) // of the token that ends first
 	for _, row := range rows {
 		line, endpoint := relayTo(t, u.provider.issuer+"/token", fault{})
-		g := newGateway(t, u, relayedLogin(endpoint), clientSecret)
+		g := newGateway(t, u, profileFor(endpoint), clientSecret)
 		g.configure(t, "[token]", `request_timeout = "1s"`)
 		g.start(t)
 		g.waitReady(t)
@@ -201,7 +201,7 @@ func TestNetworkAbsentAtStart(t *testing.T) {
 	toServer, url := relayTo(t, u.server.url, fault{down: true})
 	toProvider, endpoint := relayTo(t, u.provider.issuer+"/token", fault{down: true})
 	u.server.url = url
-	g := startGatewayWith(t, u, relayedLogin(endpoint), clientSecret)
+	g := startGatewayWith(t, u, profileFor(endpoint), clientSecret)
 	o := startClient(t, u, g, g.bundle)
 	// orthancGets asks for a query by Orthanc until its log has the words, or "" for success.
 	orthancGets := func(says string) {

@@ -116,7 +116,7 @@ func startStopping(t *testing.T, drainTimeout time.Duration) *stopping {
 	u := startUpstream(t, 5*time.Minute, mux)
 	s.archive.ready(t)
 	s.line, u.server.url = relayTo(t, u.server.url, fault{})
-	g := newGateway(t, u, fmt.Sprintf(secretProfile, postLogin(u.provider)), clientSecret)
+	g := newGateway(t, u, profileFor(u.provider.issuer+"/token"), clientSecret)
 	g.configure(t, "[proxy]", fmt.Sprintf("drain_timeout = %q", drainTimeout))
 	g.start(t)
 	g.waitReady(t)

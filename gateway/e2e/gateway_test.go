@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -133,7 +134,7 @@ func (g *gateway) configure(t *testing.T, section, line string) {
 // start starts the gateway, for the first time or again, and waits until it answers.
 func (g *gateway) start(t *testing.T) {
 	t.Helper()
-	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, append(g.command[:len(g.command):len(g.command)], "run", "--config", g.config)...)
+	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, slices.Concat(g.command, []string{"run", "--config", g.config})...)
 	g.process.ready(t, func() error {
 		_, err := get(loopbackClient, g.admin+"/livez")
 		return err

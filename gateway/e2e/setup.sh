@@ -22,6 +22,8 @@ needs=(
   "/usr/share/orthanc/plugins/libOrthancDicomWeb.so|orthanc-dicomweb|every end-to-end test"
   "img2dcm|dcmtk|the test with a 100 MB instance"
   "curl|curl|the tests of hostile requests"
+  "prlimit|util-linux|the test without file descriptors"
+  "unshare|util-linux|the test with a full disk"
 )
 keycloak_version=26.7.3 # also in keycloak_test.go; it runs on Java 17, and Debian 12 has no newer one
 keycloak=.keycloak-$keycloak_version

@@ -10,8 +10,11 @@ RUN ?= .
 RACE ?= -race
 # How long each fuzz target runs.
 FUZZTIME ?= 20s
+# How long the soak takes, and the file for its table, if any.
+DURATION ?= 30m
+SOAK_REPORT ?=
 
-.PHONY: build test unit e2e e2e-setup lint fmt tools fuzz demo bench bench-smoke
+.PHONY: build test unit e2e e2e-setup soak lint fmt tools fuzz demo bench bench-smoke
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o orthanc-dicomweb-oauth .
@@ -24,6 +27,9 @@ unit:
 
 e2e: e2e-setup
 	go test -tags e2e -count=1 -parallel 4 -timeout 10m -run '$(RUN)' ./gateway/e2e/...
+
+soak: e2e-setup
+	SOAK=$(DURATION) SOAK_REPORT=$(abspath $(SOAK_REPORT)) go test -tags e2e -count=1 -v -timeout 0 -run '^TestSoak$$' ./gateway/e2e
 
 e2e-setup:
 	gateway/e2e/setup.sh

@@ -6,6 +6,7 @@
 //	                          |                               | verifies the token's signature, issuer, audience, expiry
 //	                          +-----> oidc-provider <---------+
 //
+// The tests of faults have a relay on the way to either server, which delays, cuts or refuses connections; see also TestSoak.
 // Other tests have Keycloak for the authorization server, and the ways in which clients of oidc-provider prove themselves.
 //
 // All of it but this page has the build tag e2e. The package starts every server itself, on loopback, and ends it with

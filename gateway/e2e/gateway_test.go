@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,8 +21,9 @@ type gateway struct {
 	bundle  string // for HttpsCACertificates
 	admin   string // base URL
 	config  string
-	secret  string // the client's
-	process *process
+	secret  string   // the client's
+	command []string // the program under test, behind what it is started by if anything
+	process *process // nil before its start
 }
 
 // profileName is the one profile of the gateway.
@@ -79,6 +81,14 @@ func startGateway(t *testing.T, u *upstream, login func(*provider) string, secre
 // startGatewayWith is startGateway for any profile. Beside the client's secret it may have others that must not be shown.
 func startGatewayWith(t *testing.T, u *upstream, profile, secret string, others ...string) *gateway {
 	t.Helper()
+	g := newGateway(t, u, profile, secret, others...)
+	g.start(t)
+	return g
+}
+
+// newGateway is startGatewayWith without the start, for tests that change the config or the command before.
+func newGateway(t *testing.T, u *upstream, profile, secret string, others ...string) *gateway {
+	t.Helper()
 	if buildErr != nil {
 		t.Fatal(buildErr)
 	}
@@ -87,15 +97,17 @@ func startGatewayWith(t *testing.T, u *upstream, profile, secret string, others 
 		proxy:  fmt.Sprintf("http://127.0.0.1:%d", ports[0]),
 		bundle: filepath.Join(dir, "ca", "bundle.pem"),
 		admin:  fmt.Sprintf("http://127.0.0.1:%d", ports[1]),
-		secret: secret,
+		secret: secret, command: []string{gatewayBinary},
 	}
 	g.config = filepath.Join(dir, "gateway.toml")
 	text := fmt.Sprintf(gatewayTOML, ports[0], ports[1], u.server.url, u.pki.caFile, profileName, profile)
 	if err := os.WriteFile(g.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g.start(t)
 	t.Cleanup(func() {
+		if g.process == nil {
+			return
+		}
 		shown := g.pages()
 		g.process.terminate(t)
 		g.wantNoSecret(t, u.server, shown+g.process.output(t)+contents(t, dir), others...)
@@ -103,10 +115,26 @@ func startGatewayWith(t *testing.T, u *upstream, profile, secret string, others 
 	return g
 }
 
+// configure adds a line to a section of the config.
+func (g *gateway) configure(t *testing.T, section, line string) {
+	t.Helper()
+	text, err := os.ReadFile(g.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(text), section+"\n", section+"\n"+line+"\n", 1)
+	if changed == string(text) {
+		t.Fatalf("the config has no %s", section)
+	}
+	if err := os.WriteFile(g.config, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // start starts the gateway, for the first time or again, and waits until it answers.
 func (g *gateway) start(t *testing.T) {
 	t.Helper()
-	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, gatewayBinary, "run", "--config", g.config)
+	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, slices.Concat(g.command, []string{"run", "--config", g.config})...)
 	g.process.ready(t, func() error {
 		_, err := get(loopbackClient, g.admin+"/livez")
 		return err

@@ -35,7 +35,7 @@ func newPKI(t *testing.T) *pki {
 	}
 	ca := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "End-to-end test CA"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	leaf := &x509.Certificate{

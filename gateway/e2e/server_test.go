@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -46,6 +47,9 @@ type request struct {
 	refused            error
 }
 
+// quiet is for servers whose clients break off, as tests mean them to.
+var quiet = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+
 // startServer serves the DICOMweb root of an Orthanc, or any other handler.
 func startServer(t *testing.T, provider *provider, inner http.Handler) *server {
 	t.Helper()
@@ -55,6 +59,7 @@ func startServer(t *testing.T, provider *provider, inner http.Handler) *server {
 		t.Fatal(err)
 	}
 	front := httptest.NewUnstartedServer(s)
+	front.Config.ErrorLog = quiet
 	front.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert} // for tokens that are bound to one
 	front.StartTLS()
 	t.Cleanup(front.Close)
@@ -71,7 +76,7 @@ func forward(t *testing.T, o *orthanc) http.Handler {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+	mux.Handle("/", &httputil.ReverseProxy{ErrorLog: quiet, Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)
 		r.Out.Host = r.In.Host
 	}})

@@ -23,6 +23,8 @@ needs=(
   "img2dcm|dcmtk|the test with a 100 MB instance"
   "curl|curl|the tests of hostile requests"
   "nginx|nginx|the benchmark's comparison with nginx"
+  "prlimit|util-linux|the test without file descriptors"
+  "unshare|util-linux|the test with a full disk"
 )
 keycloak_version=26.7.3 # also in keycloak_test.go; it runs on Java 17, and Debian 12 has no newer one
 keycloak=.keycloak-$keycloak_version

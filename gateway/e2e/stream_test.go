@@ -96,14 +96,20 @@ func (g *gateway) client(t *testing.T) *http.Client {
 // peakMemory returns the largest resident set that the process has had, in bytes.
 func (p *process) peakMemory(t *testing.T) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	return p.status(t, "VmHWM:") << 10
+}
+
+// status returns a number of the kernel's page about the process: VmRSS and the like are in KiB.
+func (p *process) status(t *testing.T, field string) int {
+	t.Helper()
+	page, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, line, _ := strings.Cut(string(status), "VmHWM:")
-	var kibibytes int
-	if _, err := fmt.Sscan(line, &kibibytes); err != nil {
-		t.Fatalf("no VmHWM in %s: %v", status, err)
+	_, line, _ := strings.Cut(string(page), "\n"+field)
+	var number int
+	if _, err := fmt.Sscan(line, &number); err != nil {
+		t.Fatalf("no %s in %s: %v", field, page, err)
 	}
-	return kibibytes << 10
+	return number
 }

@@ -141,16 +141,22 @@ func readHead(t *testing.T, c net.Conn) string {
 // one is given: a client that attacks does not verify.
 func (a *arena) tunnel(t *testing.T, authority string, sni ...string) *tls.Conn {
 	t.Helper()
+	return a.secure(t, a.connect(t, authority), authority, sni...)
+}
+
+// secure is tunnel for a tunnel that is there.
+func (a *arena) secure(t *testing.T, c net.Conn, authority string, sni ...string) *tls.Conn {
+	t.Helper()
 	host, _, _ := net.SplitHostPort(authority)
 	conf := &tls.Config{RootCAs: a.roots, ServerName: strings.TrimSuffix(host, ".")}
 	if len(sni) > 0 {
 		conf.ServerName, conf.InsecureSkipVerify = sni[0], true
 	}
-	c := tls.Client(a.connect(t, authority), conf)
-	if err := c.HandshakeContext(t.Context()); err != nil {
+	secure := tls.Client(c, conf)
+	if err := secure.HandshakeContext(t.Context()); err != nil {
 		t.Fatalf("TLS in a tunnel to %s: %v", authority, err)
 	}
-	return c
+	return secure
 }
 
 // reply is what came back for one request; err is how its body ended, if not well.

@@ -58,7 +58,10 @@ func echo(r recorded) string {
 	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.target), r.target)
 }
 
-// startRecorder starts a recorder with a certificate for localhost. An answer of nil is echo; an empty one ends the connection.
+// hangUp at the end of an answer ends the connection.
+const hangUp = "\x00hang up"
+
+// startRecorder starts a recorder with a certificate for localhost. An answer of nil is echo.
 func startRecorder(t *testing.T, p *pki, answer func(recorded) string) *recorder {
 	t.Helper()
 	return startRecorderWith(t, &tls.Config{Certificates: []tls.Certificate{p.leaf(t, nil)}}, answer)
@@ -137,8 +140,8 @@ func (s *recorder) serve(c net.Conn, conf *tls.Config) {
 			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 			return
 		}
-		answer := s.answer(request)
-		if _, err := io.WriteString(c, answer); err != nil || answer == "" {
+		answer, end := strings.CutSuffix(s.answer(request), hangUp)
+		if _, err := io.WriteString(c, answer); err != nil || end {
 			return
 		}
 	}

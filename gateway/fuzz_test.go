@@ -74,7 +74,9 @@ func startFuzzed(f *testing.F, text string) *fuzzed {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_ = g.Shutdown(ctx)
-		<-served
+		if err := <-served; err != nil {
+			f.Error(err)
+		}
 		_ = records.Close()
 	})
 	return z

@@ -34,7 +34,7 @@ func authority(t *testing.T, name string, parent *x509.Certificate, parentKey si
 }
 
 // Each thing that can be wrong with the server's TLS has a reason of its own, and the server sees nothing of the request.
-func TestEachFaultOfTheServersTLSHasItsOwnReason(t *testing.T) {
+func TestAttackA21FaultsOfTheServersTLS(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
 	good := p.leaf(t, nil)

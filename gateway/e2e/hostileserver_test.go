@@ -209,7 +209,7 @@ func TestAttackA22HostileAnswers(t *testing.T) {
 }
 
 // A server that sends an answer too many, as some do with a body to HEAD, must not have it taken for the answer to the next request.
-func TestAttackA22AnswerTooManyUnderLoad(t *testing.T) {
+func TestAnswerTooManyUnderLoad(t *testing.T) {
 	t.Skip("net/http's Transport may hand a connection on before it has looked at what came behind the answer")
 	p := newPKI(t)
 	s := startRecorder(t, p, func(r recorded) string {

@@ -124,7 +124,7 @@ func TestAttackA15SlowAndSilentClients(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
 	s := startRecorder(t, p, nil)
-	a := startArena(t, "header_timeout = \"1s\"\nidle_timeout = \"1s\"\nstall_timeout = \"1s\"\nmax_connections = 512", p.inject("archive", s.url(), ""))
+	a := startArena(t, "header_timeout = \"2s\"\nidle_timeout = \"2s\"\nstall_timeout = \"2s\"\nmax_connections = 512", p.inject("archive", s.url(), ""))
 	idle := openFiles(t, a)
 	head := "GET / HTTP/1.1\r\nHost: " + s.authority + "\r\n"
 	ways := map[string]func() net.Conn{
@@ -168,7 +168,7 @@ func TestAttackA15SlowAndSilentClients(t *testing.T) {
 		t.Errorf("with %d such clients: %s", len(all), wrong)
 	}
 	for _, c := range all {
-		_ = c.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.conn.SetReadDeadline(time.Now().Add(patience))
 		if _, err := io.Copy(io.Discard, c.conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: the connection is kept", c.name)
 		}

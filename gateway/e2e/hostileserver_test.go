@@ -233,3 +233,21 @@ func TestAnswerTooManyUnderLoad(t *testing.T) {
 		}
 	})
 }
+
+// Bytes that come behind an answer, as when Content-Length is too small or HEAD gets a body, may be a patient's: nothing shows them.
+func TestBytesBehindAnAnswerAreNotLogged(t *testing.T) {
+	t.Parallel()
+	t.Skip("net/http's Transport writes them to the standard logger, and so to stderr")
+	p := newPKI(t)
+	s := startRecorder(t, p, func(recorded) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + patientName })
+	a := startArena(t, "", p.inject("archive", s.url(), ""))
+	for range 20 {
+		if wrong := talk(a.tunnel(t, s.authority), "GET / HTTP/1.1\r\nHost: "+s.authority+"\r\n\r\n").is(200, ""); wrong != "" {
+			t.Error(wrong)
+		}
+	}
+	a.process.terminate(t)
+	if before, _, found := strings.Cut(a.process.output(t), patientName); found {
+		t.Errorf("the gateway has shown them, after %q", tail(before, 200))
+	}
+}

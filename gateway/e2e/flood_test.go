@@ -167,13 +167,14 @@ func TestAttackA15SlowAndSilentClients(t *testing.T) {
 	if wrong := talk(a.tunnel(t, s.authority), head+"\r\n").is(200, ""); wrong != "" {
 		t.Errorf("with %d such clients: %s", len(all), wrong)
 	}
-	for _, c := range all {
+	atOnce(len(all), len(all), func(i int) {
+		c := all[i]
 		_ = c.conn.SetReadDeadline(time.Now().Add(patience))
 		if _, err := io.Copy(io.Discard, c.conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: the connection is kept", c.name)
 		}
 		_ = c.conn.Close()
-	}
+	})
 	eventually(t, patience, func() error {
 		if n := openFiles(t, a); n > idle+4 {
 			return fmt.Errorf("%d descriptors are open, %d at first", n, idle)

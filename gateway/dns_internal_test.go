@@ -13,8 +13,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// names answers DNS queries over UDP on loopback: the first list of addresses to the first query for a name, the second to the
-// next, and the last to all that follow.
+// names answers DNS queries over UDP on loopback: the first list of addresses to the first query for a name, the second
+// to the next, and the last to all that follow.
 type names struct {
 	mu    sync.Mutex
 	lists map[string][][]string
@@ -61,8 +61,8 @@ func (n *names) serve(pc net.PacketConn) {
 	}
 }
 
-// Whatever DNS says, and if it says something else each time: the address that is dialled is the one that was judged, so that
-// no answer leads inside, to a metadata service or to an own listener.
+// Whatever DNS says, and if it says something else each time: the address that is dialled is the one that was judged,
+// so that no answer leads inside, to a metadata service or to an own listener.
 func TestDNSAnswersThatLeadInsideAreNotDialled(t *testing.T) { // not parallel: it replaces the process's resolver
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

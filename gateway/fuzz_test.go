@@ -83,8 +83,8 @@ func startFuzzed(f *testing.F, text string) *fuzzed {
 	return z
 }
 
-// say writes bytes to the gateway and returns all that comes back. It ends the connection only when nothing has come for a while, since a
-// client that leaves is not served.
+// say writes bytes to the gateway and returns all that comes back. It ends the connection only when nothing has come
+// for a while, since a client that leaves is not served.
 func (z *fuzzed) say(t *testing.T, raw string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", z.addr)
@@ -130,8 +130,8 @@ func serveEach(f *testing.F, handle func(net.Conn)) (addr string) {
 	return ln.Addr().String()
 }
 
-// What a CONNECT, or any other head, makes the gateway dial is what its request line names, in canonical form, and a rule has it. A
-// corporate proxy shows what is dialled.
+// What a CONNECT, or any other head, makes the gateway dial is what its request line names, in canonical form, and a
+// rule has it. A corporate proxy shows what is dialled.
 func FuzzConnectLine(f *testing.F) {
 	var mu sync.Mutex
 	var dialled []string
@@ -204,8 +204,8 @@ func FuzzConnectLine(f *testing.F) {
 	})
 }
 
-// Whatever a server answers, and whatever the request for it was: neither the log at debug level, nor the audit record, nor an answer
-// of the gateway's own repeats a word of it.
+// Whatever a server answers, and whatever the request for it was: neither the log at debug level, nor the audit record,
+// nor an answer of the gateway's own repeats a word of it.
 func FuzzLogShowsNothingOfRequestOrAnswer(f *testing.F) {
 	var answer atomic.Pointer[string]
 	up := serveEach(f, func(c net.Conn) {
@@ -213,7 +213,8 @@ func FuzzLogShowsNothingOfRequestOrAnswer(f *testing.F) {
 			_, _ = io.WriteString(c, *answer.Load())
 		}
 	})
-	z := startFuzzed(f, fmt.Sprintf("[proxy]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n[[rule]]\nname = \"clear\"\nurl = \"http://%s/dicom-web/\"\naction = \"pass\"\nallow_networks = [\"127.0.0.0/8\"]\n", up))
+	z := startFuzzed(f, fmt.Sprintf("[proxy]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n"+
+		"[[rule]]\nname = \"clear\"\nurl = \"http://%s/dicom-web/\"\naction = \"pass\"\nallow_networks = [\"127.0.0.0/8\"]\n", up))
 	for _, seed := range [][2]string{
 		{"/dicom-web/studies?PatientName={x}", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{x}"},
 		{"/dicom-web/studies/{x}", "HTTP/1.1 200 OK\r\nX-A: {x}\r\n"},

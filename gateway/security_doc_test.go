@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// docs/security.md says of each invariant and each attack what tests it; all of these tests exist, the invariants' both here and
-// in gateway/e2e.
+// docs/security.md says of each invariant and each attack what tests it; all of these tests exist, the invariants' both
+// here and in gateway/e2e.
 func TestSecurityPageTellsTheTruth(t *testing.T) {
 	page, err := os.ReadFile("../docs/security.md")
 	if err != nil {

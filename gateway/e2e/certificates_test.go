@@ -57,6 +57,12 @@ func TestAttackA21FaultsOfTheServersTLS(t *testing.T) {
 	complete := signedBy(t, intermediate, intermediateKey)
 	complete.Certificate = append(complete.Certificate, intermediate.Raw)
 
+	only := func(version uint16) *tls.Config {
+		return &tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS10, MaxVersion: version}
+	}
+	demanding, demanding12 := serves(good), only(tls.VersionTLS12)
+	demanding.ClientAuth, demanding.ClientCAs = tls.RequireAndVerifyClientCert, p.pool
+	demanding12.ClientAuth = tls.RequireAnyClientCert
 	rows := []struct {
 		name   string
 		conf   *tls.Config // nil: no TLS at all
@@ -72,9 +78,9 @@ func TestAttackA21FaultsOfTheServersTLS(t *testing.T) {
 		{"self-signed", serves(tls.Certificate{Certificate: [][]byte{selfSigned.Raw}, PrivateKey: ownKey}), "itself"},
 		{"unknown root", serves(unknown), "unknown authority"},
 		{"intermediate missing", serves(incomplete), "intermediate"},
-		{"TLS 1.1 only", &tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "protocol version"},
-		{"client certificate demanded", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: p.pool}, "certificate required"},
-		{"client certificate demanded in TLS 1.2", &tls.Config{Certificates: []tls.Certificate{good}, ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, "the server refused the handshake"},
+		{"TLS 1.1 only", only(tls.VersionTLS11), "protocol version"},
+		{"client certificate demanded", demanding, "certificate required"},
+		{"client certificate demanded in TLS 1.2", demanding12, "the server refused the handshake"},
 		{"no TLS", nil, "does not speak TLS"},
 	}
 	servers := make([]*recorder, len(rows))

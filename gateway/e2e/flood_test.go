@@ -119,7 +119,8 @@ func TestAttackA13FloodOfNames(t *testing.T) {
 	}
 }
 
-// Clients that say nothing, half of something, or all of it slowly, are let go, wherever they stop; and the others are served meanwhile.
+// Clients that say nothing, half of something, or all of it slowly, are let go, wherever they stop; and the others are
+// served meanwhile.
 func TestAttackA15SlowAndSilentClients(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
@@ -217,8 +218,8 @@ func drip(t *testing.T, c net.Conn, begin string) net.Conn {
 	return c
 }
 
-// Beyond max_connections a client is told so, and beyond that let go at once; those that were there go on, and places that are free
-// again are given away.
+// Beyond max_connections a client is told so, and beyond that let go at once; those that were there go on, and places
+// that are free again are given away.
 func TestAttackA15FloodOfConnections(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)

@@ -115,8 +115,8 @@ func TestAttackA17LoopOf401s(t *testing.T) {
 	}
 }
 
-// Whatever a server answers, the client gets one answer to its request, in one framing, without what is not meant for it, and the gateway
-// neither swells nor gives an answer to the wrong request.
+// Whatever a server answers, the client gets one answer to its request, in one framing, without what is not meant for
+// it, and the gateway neither swells nor gives an answer to the wrong request.
 func TestAttackA22HostileAnswers(t *testing.T) {
 	t.Parallel()
 	var bomb bytes.Buffer
@@ -128,32 +128,35 @@ func TestAttackA22HostileAnswers(t *testing.T) {
 	const early = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
 	const good = "Content-Length: 2\r\n\r\nok"
 	answers := map[string]string{
-		"/flood":         strings.Repeat(early, 20_000) + "HTTP/1.1 200 OK\r\n" + good,
-		"/few":           early + early + "HTTP/1.1 200 OK\r\n" + good,
-		"/switching":     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
-		"/endless":       "HTTP/1.1 200 OK\r\n" + strings.Repeat("X-A: "+strings.Repeat("a", 1000)+"\r\n", 2000) + good,
-		"/one-line":      "HTTP/1.1 200 OK\r\nX-A: " + strings.Repeat("a", 4<<20) + "\r\n" + good,
-		"/bare-cr":       "HTTP/1.1 200 OK\r\nX-A: a\rX-Injected: b\r\n" + good,
-		"/nul":           "HTTP/1.1 200 OK\r\nX-A: a\x00b\r\n" + good,
-		"/folded":        "HTTP/1.1 200 OK\r\nX-A: a\r\n X-Injected: b\r\n" + good,
-		"/no-name":       "HTTP/1.1 200 OK\r\n: b\r\n" + good,
-		"/blank-name":    "HTTP/1.1 200 OK\r\nX A: b\r\n" + good,
-		"/forged":        "HTTP/1.1 200 OK\r\nX-Gateway-Error: overloaded\r\nX-Gateway-Upstream-Status: 1\r\nConnection: X-Named\r\nX-Named: 1\r\nProxy-Authenticate: Basic\r\nKeep-Alive: max=1\r\nUpgrade: h2c\r\n" + good,
-		"/both":          "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-		"/two-lengths":   "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
-		"/odd-length":    "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
-		"/odd-coding":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-		"/cut":           "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok" + hangUp,
-		"/cut-chunk":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nok" + hangUp,
-		"/odd-chunk":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok" + hangUp,
-		"/trailers":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\nX-Injected: 1\r\n\r\n",
-		"/one-too-many":  "HTTP/1.1 200 OK\r\n" + good + "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
-		"/bad-status":    "HTTP/1.1 20 OK\r\n" + good,
-		"/status-of-all": "HTTP/1.1 999 OK\r\n" + good,
-		"/bomb":          fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", bomb.Len(), bomb.String()),
+		"/flood":      strings.Repeat(early, 20_000) + "HTTP/1.1 200 OK\r\n" + good,
+		"/few":        early + early + "HTTP/1.1 200 OK\r\n" + good,
+		"/switching":  "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
+		"/endless":    "HTTP/1.1 200 OK\r\n" + strings.Repeat("X-A: "+strings.Repeat("a", 1000)+"\r\n", 2000) + good,
+		"/one-line":   "HTTP/1.1 200 OK\r\nX-A: " + strings.Repeat("a", 4<<20) + "\r\n" + good,
+		"/bare-cr":    "HTTP/1.1 200 OK\r\nX-A: a\rX-Injected: b\r\n" + good,
+		"/nul":        "HTTP/1.1 200 OK\r\nX-A: a\x00b\r\n" + good,
+		"/folded":     "HTTP/1.1 200 OK\r\nX-A: a\r\n X-Injected: b\r\n" + good,
+		"/no-name":    "HTTP/1.1 200 OK\r\n: b\r\n" + good,
+		"/blank-name": "HTTP/1.1 200 OK\r\nX A: b\r\n" + good,
+		"/forged": "HTTP/1.1 200 OK\r\nX-Gateway-Error: overloaded\r\nX-Gateway-Upstream-Status: 1\r\nConnection: X-Named\r\n" +
+			"X-Named: 1\r\nProxy-Authenticate: Basic\r\nKeep-Alive: max=1\r\nUpgrade: h2c\r\n" + good,
+		"/both":         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+		"/two-lengths":  "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+		"/odd-length":   "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
+		"/odd-coding":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+		"/cut":          "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok" + hangUp,
+		"/cut-chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nok" + hangUp,
+		"/odd-chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok" + hangUp,
+		"/trailers":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\nX-Injected: 1\r\n\r\n",
+		"/one-too-many": "HTTP/1.1 200 OK\r\n" + good + "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
+		"/bad-status":   "HTTP/1.1 20 OK\r\n" + good,
+		"/bomb":         fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", bomb.Len(), bomb.String()),
 	}
-	refusals := []string{"/flood", "/switching", "/endless", "/one-line", "/no-name", "/two-lengths", "/odd-length", "/odd-coding", "/bad-status"}
+	refusals := []string{
+		"/bare-cr", "/nul", "/flood", "/switching", "/endless", "/one-line", "/no-name", "/two-lengths", "/odd-length", "/odd-coding", "/bad-status",
+	}
 	cuts := []string{"/cut", "/cut-chunk", "/odd-chunk"}
+	notPassed := []string{"X-Injected", "X-Named", "X-Gateway-Upstream-Status", "Proxy-Authenticate", "Keep-Alive", "Upgrade", "Trailer", "Link"}
 	p := newPKI(t)
 	s := startRecorder(t, p, func(r recorded) string {
 		if answer, ok := answers[r.target]; ok {
@@ -168,10 +171,8 @@ func TestAttackA22HostileAnswers(t *testing.T) {
 		head, body, _ := strings.Cut(text, "\r\n\r\n")
 		for line := range strings.SplitSeq(head, "\r\n") {
 			name, _, _ := strings.Cut(line, ":")
-			if strings.ContainsAny(line, "\r\n\x00") || slices.Contains([]string{"X-Injected", "X-Named", "X-Gateway-Upstream-Status", "Proxy-Authenticate", "Keep-Alive", "Upgrade", "Trailer", "Link"}, name) {
-				if target != "/status-of-all" {
-					t.Errorf("%s: the client got the header line %q", target, line)
-				}
+			if strings.ContainsAny(line, "\r\n\x00") || slices.Contains(notPassed, name) {
+				t.Errorf("%s: the client got the header line %q", target, line)
 			}
 		}
 		switch {
@@ -188,13 +189,14 @@ func TestAttackA22HostileAnswers(t *testing.T) {
 				t.Errorf("%s: got %d bytes %q, want the %d as they are", target, len(body), head, bomb.Len())
 			}
 		case strings.HasPrefix(text, "HTTP/1.1 200 "):
-			if got := strings.Count(head, "\r\nContent-Length: ") + strings.Count(head, "\r\nTransfer-Encoding: chunked"); got != 1 || strings.Contains(head, "X-Gateway-Error") {
+			framings := strings.Count(head, "\r\nContent-Length: ") + strings.Count(head, "\r\nTransfer-Encoding: chunked")
+			if framings != 1 || strings.Contains(head, "X-Gateway-Error") {
 				t.Errorf("%s: got the head %q, want one framing and no error", target, head)
 			}
 			if body != "ok" && body != "2\r\nok\r\n0\r\n\r\n" {
 				t.Errorf("%s: got the body %q, want ok", target, body)
 			}
-		case target != "/status-of-all" && target != "/bare-cr" && target != "/nul":
+		default:
 			t.Errorf("%s: got %.200q, want 200", target, text)
 		}
 		// The next request has its own answer.
@@ -208,7 +210,8 @@ func TestAttackA22HostileAnswers(t *testing.T) {
 	s.wantOurs(t)
 }
 
-// A server that sends an answer too many, as some do with a body to HEAD, must not have it taken for the answer to the next request.
+// A server that sends an answer too many, as some do with a body to HEAD, must not have it taken for the answer to the
+// next request.
 func TestAnswerTooManyUnderLoad(t *testing.T) {
 	t.Skip("net/http's Transport may hand a connection on before it has looked at what came behind the answer")
 	p := newPKI(t)
@@ -234,7 +237,8 @@ func TestAnswerTooManyUnderLoad(t *testing.T) {
 	})
 }
 
-// Bytes that come behind an answer, as when Content-Length is too small or HEAD gets a body, may be a patient's: nothing shows them.
+// Bytes that come behind an answer, as when Content-Length is too small or HEAD gets a body, may be a patient's:
+// nothing shows them.
 func TestBytesBehindAnAnswerAreNotLogged(t *testing.T) {
 	t.Parallel()
 	t.Skip("net/http's Transport writes them to the standard logger, and so to stderr")

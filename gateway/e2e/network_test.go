@@ -20,7 +20,8 @@ import (
 // portOf returns the port of host:port.
 func portOf(authority string) string { return authority[strings.LastIndex(authority, ":")+1:] }
 
-// An address is dialled under its one spelling, if a rule names it, and what only a resolver would take for an address is no host.
+// An address is dialled under its one spelling, if a rule names it, and what only a resolver would take for an address
+// is no host.
 func TestAttackA04SpellingsOfAddresses(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
@@ -28,7 +29,8 @@ func TestAttackA04SpellingsOfAddresses(t *testing.T) {
 	port, other := portOf(s.authority), portOf(hidden.authority)
 	a := startArena(t, `unmatched = "pass"`, p.inject("archive", "https://127.0.0.1:"+port+"/", ""))
 
-	// Spellings of the rule's address are the rule's. Its certificate is for localhost only, so that none of them gets further.
+	// Spellings of the rule's address are the rule's. Its certificate is for localhost only, so that none of them gets
+	// further.
 	for _, host := range []string{"127.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:7f00:0001]"} {
 		c := tls.Client(a.connect(t, host+":"+port), &tls.Config{InsecureSkipVerify: true})
 		if wrong := talk(c, "GET / HTTP/1.1\r\nHost: "+host+":"+port+"\r\n\r\n").is(502, "upstream_tls"); wrong != "" {
@@ -37,8 +39,10 @@ func TestAttackA04SpellingsOfAddresses(t *testing.T) {
 	}
 	// What else a resolver may read as an address is none.
 	for _, host := range []string{
-		"2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "017700000001", "0177.0.0.1", "127.1", "127.0.1", "127.0.0.01", "127.0.0.0x1", "127.0.0.1.", "0", "0x0", "1", "127.0.0.256",
-		"[::1%25lo]", "[::1%lo]", "[fe80::1%25eth0]", "[::ffff:127.0.0.1%25lo]", "::ffff:127.0.0.1", "[127.0.0.1]", "[::1", "[]", "\uff11\uff12\uff17.0.0.1", "127\u30020\u30020\u30021", "\u2460.0.0.1",
+		"2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "017700000001", "0177.0.0.1", "127.1", "127.0.1", "127.0.0.01",
+		"127.0.0.0x1", "127.0.0.1.", "0", "0x0", "1", "127.0.0.256",
+		"[::1%25lo]", "[::1%lo]", "[fe80::1%25eth0]", "[::ffff:127.0.0.1%25lo]", "::ffff:127.0.0.1", "[127.0.0.1]", "[::1", "[]",
+		"\uff11\uff12\uff17.0.0.1", "127\u30020\u30020\u30021", "\u2460.0.0.1",
 	} {
 		got := talk(a.dial(t), "CONNECT "+host+":"+other+" HTTP/1.1\r\nHost: x\r\n\r\n")
 		if got.is(400, "bad_request") != "" && got.is(502, "address_refused") != "" {
@@ -47,7 +51,8 @@ func TestAttackA04SpellingsOfAddresses(t *testing.T) {
 	}
 	// What is one is judged by what it is, though unmatched hosts pass.
 	for _, host := range []string{
-		"127.0.0.1", "127.99.0.1", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "0.0.0.0", "[::]", "[::ffff:0.0.0.0]", "169.254.169.254", "[::ffff:a9fe:a9fe]", "[fd00:ec2::254]", "168.63.129.16",
+		"127.0.0.1", "127.99.0.1", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "0.0.0.0", "[::]", "[::ffff:0.0.0.0]",
+		"169.254.169.254", "[::ffff:a9fe:a9fe]", "[fd00:ec2::254]", "168.63.129.16",
 		"100.100.100.200", "[fe80::1]", "224.0.0.1", "255.255.255.255", "localhost", "LOCALHOST.",
 	} {
 		if wrong := talk(a.dial(t), "CONNECT "+host+":"+other+" HTTP/1.1\r\nHost: x\r\n\r\n").is(502, "address_refused"); wrong != "" {

@@ -35,8 +35,8 @@ func (o *orthanc) logged(t *testing.T, f func()) string {
 	return o.process.output(t)[before:]
 }
 
-// Orthanc's log says what went wrong, though the server sends a type and a body with its error, or a status that Orthanc does
-// not know.
+// Orthanc's log says what went wrong, though the server sends a type and a body with its error, or a status that
+// Orthanc does not know.
 func TestOrthancLogsTheTrueStatus(t *testing.T) {
 	t.Parallel()
 	const reasons = "HTTP/1.1 %s Because\r\nContent-Type: application/json\r\nContent-Length: 17\r\nX-Gateway-Error: forged\r\n\r\n{\"error\":\"quota\"}"
@@ -106,7 +106,8 @@ func TestOrthancAndRedirects(t *testing.T) {
 	s.wantOurs(t)
 }
 
-// A study comes whole where the server sends trailers behind it, which Orthanc could not bear; and where it comes in part, Orthanc is told.
+// A study comes whole where the server sends trailers behind it, which Orthanc could not bear; and where it comes in
+// part, Orthanc is told.
 func TestOrthancRetrievesWholeStudiesOnly(t *testing.T) {
 	t.Parallel()
 	file := string(daikonFiles(t)[0])
@@ -146,7 +147,8 @@ func TestOrthancRetrievesWholeStudiesOnly(t *testing.T) {
 	s.wantOurs(t)
 }
 
-// Orthanc's peers with HTTP headers send Expect and wait a second for the answer. curl, which is what Orthanc uses, waits for half a minute here.
+// Orthanc's peers with HTTP headers send Expect and wait a second for the answer. curl, which is what Orthanc uses,
+// waits for half a minute here.
 func TestExpectIsAnsweredAtOnce(t *testing.T) {
 	t.Parallel()
 	curl := program(t, "curl")

@@ -159,8 +159,8 @@ var (
 	strictSize  = regexp.MustCompile(`^(0|[1-9][0-9]{0,18})$`)
 )
 
-// readStrictly reads one request. The error is io.EOF where none begins, a fault where it is not as it should be, and another
-// one where it breaks off.
+// readStrictly reads one request. The error is io.EOF where none begins, a fault where it is not as it should be, and
+// another one where it breaks off.
 func readStrictly(r *bufio.Reader) (recorded, error) {
 	if _, err := r.Peek(1); err != nil {
 		return recorded{}, io.EOF

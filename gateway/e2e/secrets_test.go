@@ -21,7 +21,8 @@ import (
 // patientName is what may name a patient: in queries, paths, bodies, headers.
 const patientName = "DOE-JANE-4711"
 
-// run runs the gateway's binary with a config until it ends or the time is over, and returns its exit code and all that it wrote.
+// run runs the gateway's binary with a config until it ends or the time is over, and returns its exit code and all that
+// it wrote.
 func runBinary(t *testing.T, config, command string) (code int, output string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -32,8 +33,8 @@ func runBinary(t *testing.T, config, command string) (code int, output string) {
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// The CA's key is readable by the gateway's user alone, is made once, and is refused where others can read it; no leaf's key is
-// ever in a file.
+// The CA's key is readable by the gateway's user alone, is made once, and is refused where others can read it; no
+// leaf's key is ever in a file.
 func TestAttackA12TheftOfTheCAKey(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
@@ -88,7 +89,10 @@ func TestAttackA19BrokenConfig(t *testing.T) {
 		}
 	}
 	works("at first")
-	for _, broken := range []string{"", "[[rule", string(text[:len(text)/2]), strings.Replace(string(text), "[[rule]]", "[[rule]]\nunknown = 1", 1), strings.Repeat("\x00", 4096)} {
+	for _, broken := range []string{
+		"", "[[rule", string(text[:len(text)/2]), strings.Replace(string(text), "[[rule]]", "[[rule]]\nunknown = 1", 1),
+		strings.Repeat("\x00", 4096),
+	} {
 		if err := os.WriteFile(a.config, []byte(broken), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -146,8 +150,8 @@ func TestAttackA20SecretsInFilesAndArguments(t *testing.T) {
 	}
 }
 
-// While there is no credential nothing leaves, whatever the method and whatever the client brings; while there is one, each request
-// carries it once, and nothing of the client's own.
+// While there is no credential nothing leaves, whatever the method and whatever the client brings; while there is one,
+// each request carries it once, and nothing of the client's own.
 func TestInvariant1RequestNeverLeavesWithoutItsCredential(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
@@ -157,7 +161,10 @@ func TestInvariant1RequestNeverLeavesWithoutItsCredential(t *testing.T) {
 	a := startArena(t, "", withProfile(p.inject("archive", s.url(), ""), "idp")+strings.ReplaceAll(profile, "[profile", "[token]\nmax_attempts = 1\nmax_backoff = \"1s\"\n[profile"))
 	send := func(status int, code string) (n int) {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE"} {
-			for _, own := range []string{"", "Authorization: Bearer " + clientCredential + "\r\n", "authorization: " + clientCredential + "\r\nAUTHORIZATION: Basic " + clientCredential + "\r\nConnection: authorization\r\n"} {
+			for _, own := range []string{
+				"", "Authorization: Bearer " + clientCredential + "\r\n",
+				"authorization: " + clientCredential + "\r\nAUTHORIZATION: Basic " + clientCredential + "\r\nConnection: authorization\r\n",
+			} {
 				request := fmt.Sprintf("%s /studies HTTP/1.1\r\nHost: %s\r\n%sContent-Length: 5\r\n\r\nhello", method, s.authority, own)
 				got := talk(a.tunnel(t, s.authority), request)
 				if wrong := got.is(status, code); wrong != "" || code != "" && got.header.Get("Retry-After") == "" {
@@ -241,8 +248,8 @@ func TestInvariant2CredentialGoesOnlyWhereItsRuleSays(t *testing.T) {
 	}
 }
 
-// What is secret and what may name a patient is planted everywhere; no log at debug level, audit record, page of the admin listener,
-// answer or file shows it. Files are looked through when the arena ends.
+// What is secret and what may name a patient is planted everywhere; no log at debug level, audit record, page of the
+// admin listener, answer or file shows it. Files are looked through when the arena ends.
 func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
@@ -296,7 +303,10 @@ func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 			requests += 2
 		}
 	}
-	for _, request := range []string{"GET /../" + patientName + head, "TRACE /" + patientName + head, patientName + " / HTTP/1.1\r\nHost: x\r\n", patientName + "\r\n", "GET /?" + patientName + " HTTP/1.1\r\nHost: evil.test\r\n", "GET /\x00" + patientName + head} {
+	for _, request := range []string{
+		"GET /../" + patientName + head, "TRACE /" + patientName + head, patientName + " / HTTP/1.1\r\nHost: x\r\n",
+		patientName + "\r\n", "GET /?" + patientName + " HTTP/1.1\r\nHost: evil.test\r\n", "GET /\x00" + patientName + head,
+	} {
 		tell(talk(open(s.authority), request+"\r\n"))
 	}
 	tell(talk(a.dial(t), "CONNECT "+s.authority+" HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic "+basic("orthanc:"+clientCredential)+"\r\n\r\n"))
@@ -308,7 +318,10 @@ func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 	shown := a.pages()
 	a.process.terminate(t)
 	shown += a.process.output(t) + answers.String()
-	for _, secret := range []string{patientName, strings.ToLower(patientName), ownCredential, clientCredential, password, basic("orthanc:" + ownCredential)[:20], idp.ClientSecret()} {
+	for _, secret := range []string{
+		patientName, strings.ToLower(patientName), ownCredential, clientCredential, password,
+		basic("orthanc:" + ownCredential)[:20], idp.ClientSecret(),
+	} {
 		if before, _, found := strings.Cut(shown, secret); found {
 			t.Errorf("the gateway has shown %.20s…, after %q", secret, tail(before, 300))
 		}

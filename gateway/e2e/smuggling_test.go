@@ -17,14 +17,14 @@ import (
 )
 
 // malformed is what a client writes into its tunnel to get two readings of it, or one too many requests. In raw, {n} is
-// the row's number and {good} the server. What is meant to be sent goes to /case-{n}; /smuggled-{n} is a request within it
-// that must not come into being.
+// the row's number and {good} the server. What is meant to be sent goes to /case-{n}; /smuggled-{n} is a request within
+// it that must not come into being.
 type malformed struct {
 	name string
 	raw  string
 
-	// status is that of the first answer. 200: /case-{n} arrives once, with this body. Another: it does not, not to its end. 0: there is no
-	// answer, since the gateway waits for more until the client ends.
+	// status is that of the first answer. 200: /case-{n} arrives once, with this body. Another: it does not, not to its
+	// end. 0: there is no answer, since the gateway waits for more until the client ends.
 	status int
 	body   string
 
@@ -77,9 +77,12 @@ func codings() []malformed {
 			row(name+" behind a length over all", post("Content-Length: {len}\r\n"+lines, rest)))
 	}
 	for _, value := range []string{
-		"xchunked", "chunkedx", "chunked, identity", "identity, chunked", "identity", "chunked, chunked", "chunked,chunked", "gzip, chunked", "chunked, gzip",
-		"gzip", "deflate", "\"chunked\"", "'chunked'", "chunked;q=1", "chunked; foo=bar", "chunked,", ",chunked", ", chunked", "chun ked", "x chunked", "chunked x",
-		"chunked\x0b", "\x0bchunked", "\x0cchunked", "\x00chunked", "chunked\x00", "chunked\x01", "chunked\x7f", "\x85chunked", "\xa0chunked", "\xef\xbb\xbfchunked",
+		"xchunked", "chunkedx", "chunked, identity", "identity, chunked", "identity", "chunked, chunked", "chunked,chunked",
+		"gzip, chunked", "chunked, gzip",
+		"gzip", "deflate", "\"chunked\"", "'chunked'", "chunked;q=1", "chunked; foo=bar", "chunked,", ",chunked", ", chunked",
+		"chun ked", "x chunked", "chunked x",
+		"chunked\x0b", "\x0bchunked", "\x0cchunked", "\x00chunked", "chunked\x00", "chunked\x01", "chunked\x7f", "\x85chunked",
+		"\xa0chunked", "\xef\xbb\xbfchunked",
 		"\u212aunked", "chunked\u2028", "%63hunked", "chunked\\", "null", "-", "chunke", "chunked/1",
 	} {
 		both(fmt.Sprintf("coding %q", value), "Transfer-Encoding: "+value+"\r\n", refused)
@@ -105,7 +108,10 @@ func codings() []malformed {
 		both(fmt.Sprintf("lines %q", lines), lines, refused)
 	}
 	// Not that header, so the length stands.
-	for _, line := range []string{"Transfer_Encoding: chunked\r\n", "X-Transfer-Encoding: chunked\r\n", "Transfer-Encodings: chunked\r\n", "TE: chunked\r\n"} {
+	for _, line := range []string{
+		"Transfer_Encoding: chunked\r\n", "X-Transfer-Encoding: chunked\r\n", "Transfer-Encodings: chunked\r\n",
+		"TE: chunked\r\n",
+	} {
 		rows = append(rows, taken(fmt.Sprintf("line %q beside a length", line), post(line+"Content-Length: {len}\r\n", "0\r\n\r\n"+smuggled), "0\r\n\r\n"+smuggled))
 	}
 	return rows
@@ -150,9 +156,12 @@ func lengths() []malformed {
 func headerLines() []malformed {
 	var rows []malformed
 	for _, lines := range []string{
-		"no colon\r\n", "nocolon\r\n", ": no name\r\n", " : blank name\r\n:\r\n", "X A: b\r\n", "X-A : b\r\n", "X-A\t: b\r\n", "(X): b\r\n", "X@A: b\r\n", "X\"A: b\r\n", "X/A: b\r\n",
-		"X\x00A: b\r\n", "X-\xc3\xa4: b\r\n", "X-A: a\x00b\r\n", "X-A: a\x01b\r\n", "X-A: a\x1bb\r\n", "X-A: a\x7fb\r\n", "X-A: a\rb\r\n", "X-A: a\r\r\n", "\rX-A: b\r\n", "X-A\r: b\r\n",
-		"X-A: b\r\n\rGET /smuggled-{n} HTTP/1.1\r\nY: \r\n", "Host: {good}\r\n", "Host: evil.test\r\n", "host: {good}\r\n", "HOST:\r\n", "GET /smuggled-{n} HTTP/1.1\r\n",
+		"no colon\r\n", "nocolon\r\n", ": no name\r\n", " : blank name\r\n:\r\n", "X A: b\r\n", "X-A : b\r\n", "X-A\t: b\r\n",
+		"(X): b\r\n", "X@A: b\r\n", "X\"A: b\r\n", "X/A: b\r\n",
+		"X\x00A: b\r\n", "X-\xc3\xa4: b\r\n", "X-A: a\x00b\r\n", "X-A: a\x01b\r\n", "X-A: a\x1bb\r\n", "X-A: a\x7fb\r\n",
+		"X-A: a\rb\r\n", "X-A: a\r\r\n", "\rX-A: b\r\n", "X-A\r: b\r\n",
+		"X-A: b\r\n\rGET /smuggled-{n} HTTP/1.1\r\nY: \r\n", "Host: {good}\r\n", "Host: evil.test\r\n", "host: {good}\r\n",
+		"HOST:\r\n", "GET /smuggled-{n} HTTP/1.1\r\n",
 		"X-A: " + strings.Repeat("a", 70<<10) + "\r\n", strings.Repeat("X-A: b\r\n", 10_000), strings.Repeat("a", 70<<10) + ": b\r\n",
 	} {
 		name := fmt.Sprintf("lines %.60q", lines)
@@ -178,27 +187,40 @@ func headerLines() []malformed {
 func requestLines() []malformed {
 	var rows []malformed
 	for _, line := range []string{
-		"GET /case-{n}", "GET /case-{n} ", "GET  /case-{n} HTTP/1.1", "GET /case-{n}  HTTP/1.1", " GET /case-{n} HTTP/1.1", "GET\t/case-{n}\tHTTP/1.1", "GET /case-{n} HTTP/1.1 ",
-		"GET /case-{n} HTTP/1.1 HTTP/1.1", "GET /case-{n} x HTTP/1.1", "GET /case-{n}\tx HTTP/1.1", "GET /case-{n}\x00 HTTP/1.1", "GET /case-{n}\r HTTP/1.1", "GET\x00 /case-{n} HTTP/1.1",
-		"GET /case-{n} HTTP/0.9", "GET /case-{n} HTTP/2.0", "GET /case-{n} HTTP/3.0", "GET /case-{n} HTTP/1.10", "GET /case-{n} HTTP/01.1", "GET /case-{n} http/1.1", "GET /case-{n} HTTP/1,1",
-		"GET /case-{n} HTP/1.1", "GET /case-{n} HTTP/1.", "GET /case-{n} HTTP/", "GET /case-{n} HTTP/-1.1", "GET /case-{n} HTTP/1.1\x00", "GET /case-{n} HTTP /1.1", "GET /case-{n} HTTPS/1.1",
+		"GET /case-{n}", "GET /case-{n} ", "GET  /case-{n} HTTP/1.1", "GET /case-{n}  HTTP/1.1", " GET /case-{n} HTTP/1.1",
+		"GET\t/case-{n}\tHTTP/1.1", "GET /case-{n} HTTP/1.1 ",
+		"GET /case-{n} HTTP/1.1 HTTP/1.1", "GET /case-{n} x HTTP/1.1", "GET /case-{n}\tx HTTP/1.1", "GET /case-{n}\x00 HTTP/1.1",
+		"GET /case-{n}\r HTTP/1.1", "GET\x00 /case-{n} HTTP/1.1",
+		"GET /case-{n} HTTP/0.9", "GET /case-{n} HTTP/2.0", "GET /case-{n} HTTP/3.0", "GET /case-{n} HTTP/1.10",
+		"GET /case-{n} HTTP/01.1", "GET /case-{n} http/1.1", "GET /case-{n} HTTP/1,1",
+		"GET /case-{n} HTP/1.1", "GET /case-{n} HTTP/1.", "GET /case-{n} HTTP/", "GET /case-{n} HTTP/-1.1",
+		"GET /case-{n} HTTP/1.1\x00", "GET /case-{n} HTTP /1.1", "GET /case-{n} HTTPS/1.1",
 		"GET case-{n} HTTP/1.1", "GET ?case-{n} HTTP/1.1", "GET /case-{n}%zz HTTP/1.1",
 		"GET ://{good}/case-{n} HTTP/1.1", "\x00GET /case-{n} HTTP/1.1",
-		" /case-{n} HTTP/1.1", "/case-{n} HTTP/1.1", "G(T /case-{n} HTTP/1.1", "G\xc3\x84T /case-{n} HTTP/1.1", "GET /case-{n}?" + strings.Repeat("a", 70<<10) + " HTTP/1.1",
+		" /case-{n} HTTP/1.1", "/case-{n} HTTP/1.1", "G(T /case-{n} HTTP/1.1", "G\xc3\x84T /case-{n} HTTP/1.1",
+		"GET /case-{n}?" + strings.Repeat("a", 70<<10) + " HTTP/1.1",
 		"HTTP/1.1 200 OK", "\x16\x03\x01\x00\xa5", "\r", "\n\rGET /case-{n} HTTP/1.1",
 	} {
 		rows = append(rows, refused(fmt.Sprintf("line %.50q", line), withHead(line, "")))
 	}
-	for _, line := range []string{"get /case-{n} HTTP/1.1", "GETS /case-{n} HTTP/1.1", "TRACE /case-{n} HTTP/1.1", "OPTIONS /case-{n} HTTP/1.1", "TRACK /case-{n} HTTP/1.1", "PROPFIND /case-{n} HTTP/1.1"} {
+	for _, line := range []string{
+		"get /case-{n} HTTP/1.1", "GETS /case-{n} HTTP/1.1", "TRACE /case-{n} HTTP/1.1", "OPTIONS /case-{n} HTTP/1.1",
+		"TRACK /case-{n} HTTP/1.1", "PROPFIND /case-{n} HTTP/1.1",
+	} {
 		rows = append(rows, malformed{name: "method in " + line, raw: withHead(line, ""), status: 405})
 	}
 	for _, line := range []string{
-		"GET * HTTP/1.1", "GET /case-{n}#fragment HTTP/1.1", "GET /a/../case-{n} HTTP/1.1", "GET https://user@{good}/case-{n} HTTP/1.1", "GET https:/case-{n} HTTP/1.1", "CONNECT {good} HTTP/1.1", "CONNECT {good}/ HTTP/1.1",
+		"GET * HTTP/1.1", "GET /case-{n}#fragment HTTP/1.1", "GET /a/../case-{n} HTTP/1.1",
+		"GET https://user@{good}/case-{n} HTTP/1.1", "GET https:/case-{n} HTTP/1.1", "CONNECT {good} HTTP/1.1",
+		"CONNECT {good}/ HTTP/1.1",
 		"PRI * HTTP/2.0",
 	} {
 		rows = append(rows, malformed{name: "target in " + line, raw: withHead(line, ""), status: 400, on: true})
 	}
-	for _, line := range []string{"GET {good} HTTP/1.1", "GET http://{good}/case-{n} HTTP/1.1", "GET https://evil.test/case-{n} HTTP/1.1", "GET ftp://{good}/case-{n} HTTP/1.1", "CONNECT evil.test:443 HTTP/1.1"} {
+	for _, line := range []string{
+		"GET {good} HTTP/1.1", "GET http://{good}/case-{n} HTTP/1.1", "GET https://evil.test/case-{n} HTTP/1.1",
+		"GET ftp://{good}/case-{n} HTTP/1.1", "CONNECT evil.test:443 HTTP/1.1",
+	} {
 		rows = append(rows, malformed{name: "target in " + line, raw: withHead(line, ""), status: 421})
 	}
 	return append(rows,
@@ -217,11 +239,15 @@ func chunks() []malformed {
 	const head = "Transfer-Encoding: chunked\r\n"
 	var rows []malformed
 	for _, body := range []string{
-		"0x5\r\nhello\r\n0\r\n\r\n", "+5\r\nhello\r\n0\r\n\r\n", "-5\r\nhello\r\n0\r\n\r\n", "5g\r\nhello\r\n0\r\n\r\n", "\r\nhello\r\n0\r\n\r\n", "5,5\r\nhello\r\n0\r\n\r\n", "5 5\r\nhello\r\n0\r\n\r\n",
-		"00000000000000005\r\nhello\r\n0\r\n\r\n", "fffffffffffffffff\r\nhello\r\n0\r\n\r\n", "10000000000000005\r\nhello\r\n0\r\n\r\n", "5\r\nhello0\r\n\r\n", "5\r\nhelloXX0\r\n\r\n", "5\r\nhello\n0\r\n\r\n",
-		"5\r\nhello\r0\r\n\r\n", "4\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n\r\n0\r\n\r\n", "5\x00\r\nhello\r\n0\r\n\r\n", "\x005\r\nhello\r\n0\r\n\r\n", "5\rX\r\nhello\r\n0\r\n\r\n", " 5\r\nhello\r\n0\r\n\r\n",
+		"0x5\r\nhello\r\n0\r\n\r\n", "+5\r\nhello\r\n0\r\n\r\n", "-5\r\nhello\r\n0\r\n\r\n", "5g\r\nhello\r\n0\r\n\r\n",
+		"\r\nhello\r\n0\r\n\r\n", "5,5\r\nhello\r\n0\r\n\r\n", "5 5\r\nhello\r\n0\r\n\r\n",
+		"00000000000000005\r\nhello\r\n0\r\n\r\n", "fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+		"10000000000000005\r\nhello\r\n0\r\n\r\n", "5\r\nhello0\r\n\r\n", "5\r\nhelloXX0\r\n\r\n", "5\r\nhello\n0\r\n\r\n",
+		"5\r\nhello\r0\r\n\r\n", "4\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n\r\n0\r\n\r\n", "5\x00\r\nhello\r\n0\r\n\r\n",
+		"\x005\r\nhello\r\n0\r\n\r\n", "5\rX\r\nhello\r\n0\r\n\r\n", " 5\r\nhello\r\n0\r\n\r\n",
 		"5;" + strings.Repeat("a", 20<<10) + "\r\nhello\r\n0\r\n\r\n", "z\r\n\r\n", "\u0665\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n0\r\nno colon\r\n\r\n",
-		"5\r\nhello\r\n0\r\n" + "GET /smuggled-{n} HTTP/1.1\r\n\r\n", "5\r\nhello\r\n-0\r\n\r\n", "5;a\nhello\r\n0\r\n\r\n" + smuggled, "5\nhello\r\n0\r\n\r\n",
+		"5\r\nhello\r\n0\r\n" + "GET /smuggled-{n} HTTP/1.1\r\n\r\n", "5\r\nhello\r\n-0\r\n\r\n",
+		"5;a\nhello\r\n0\r\n\r\n" + smuggled, "5\nhello\r\n0\r\n\r\n",
 	} {
 		rows = append(rows, refused(fmt.Sprintf("chunks %.50q", body), post(head, body)))
 	}
@@ -282,14 +308,18 @@ func connections() []malformed {
 	const hello = "Content-Length: {len}\r\n"
 	var rows []malformed
 	for _, names := range []string{
-		"content-length", "transfer-encoding", "host", "authorization", "close, content-length", "keep-alive, content-length", "content-length, transfer-encoding, host, authorization", ",,,", "x\ty",
+		"content-length", "transfer-encoding", "host", "authorization", "close, content-length", "keep-alive, content-length",
+		"content-length, transfer-encoding, host, authorization", ",,,", "x\ty",
 		"TE", "upgrade", "expect", "connection", "proxy-connection",
 	} {
 		rows = append(rows, taken(fmt.Sprintf("Connection: %q", names), post(hello+"Connection: "+names+"\r\n", smuggled), smuggled))
 	}
 	for _, lines := range []string{
-		"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n", "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\n",
-		"Upgrade: TLS/1.0\r\nConnection: Upgrade\r\n", "Upgrade: \x80\r\nConnection: Upgrade\r\n", "Proxy-Connection: keep-alive\r\n", "Keep-Alive: timeout=5\r\n", "TE: trailers, deflate\r\n", "Trailer: Content-Length\r\n",
+		"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+		"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\n",
+		"Upgrade: TLS/1.0\r\nConnection: Upgrade\r\n", "Upgrade: \x80\r\nConnection: Upgrade\r\n",
+		"Proxy-Connection: keep-alive\r\n", "Keep-Alive: timeout=5\r\n", "TE: trailers, deflate\r\n",
+		"Trailer: Content-Length\r\n",
 		"Proxy-Authorization: Basic " + clientCredential + "\r\n", "Connection: a\r\nConnection: b\r\nConnection: authorization\r\n",
 	} {
 		rows = append(rows,
@@ -320,7 +350,8 @@ func (s *smuggling) fill(text, authority string) string {
 	return strings.ReplaceAll(text, "{len}", fmt.Sprint(len(rest)))
 }
 
-// play writes the row and an innocent request behind it, and reads all answers. Where the gateway waits for more, the client ends.
+// play writes the row and an innocent request behind it, and reads all answers. Where the gateway waits for more, the
+// client ends.
 func (s *smuggling) play(t *testing.T, a *arena, authority string) {
 	c := a.tunnel(t, authority)
 	s.sent = s.fill(s.raw, authority)
@@ -409,8 +440,8 @@ func (s *smuggling) wrong(arrived []recorded, authority string) []string {
 	return wrong
 }
 
-// Whatever a client writes into its tunnel, the server sees one request at most for each one that was accepted, written in the one
-// way, with the gateway's credential; and nothing that the client hid in a body or a header.
+// Whatever a client writes into its tunnel, the server sees one request at most for each one that was accepted, written
+// in the one way, with the gateway's credential; and nothing that the client hid in a body or a header.
 func TestAttackA08Smuggling(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)

@@ -21,7 +21,9 @@ import (
 type pki struct {
 	caFile, certFile, keyFile string
 
-	pool *x509.CertPool
+	pool  *x509.CertPool
+	ca    *x509.Certificate
+	caKey signer
 }
 
 func newPKI(t *testing.T) *pki {
@@ -45,6 +47,7 @@ func newPKI(t *testing.T) *pki {
 	}
 	caKey, leafKey := newKey(t), newKey(t)
 	ca = sign(t, p.caFile, ca, ca, caKey, caKey)
+	p.ca, p.caKey = ca, caKey
 	sign(t, p.certFile, leaf, ca, leafKey, caKey)
 	der, err := x509.MarshalPKCS8PrivateKey(leafKey)
 	if err != nil {
@@ -55,6 +58,22 @@ func newPKI(t *testing.T) *pki {
 	return p
 }
 
+// leaf signs a certificate for localhost that lives as long as the authority, with these changes.
+func (p *pki) leaf(t *testing.T, change func(template *x509.Certificate)) tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		DNSNames:  []string{"localhost"},
+		NotBefore: p.ca.NotBefore, NotAfter: p.ca.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	if change != nil {
+		change(template)
+	}
+	key := newKey(t)
+	cert := sign(t, filepath.Join(t.TempDir(), "leaf.pem"), template, p.ca, key, p.caKey)
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
+}
+
 // client trusts this authority alone, and obeys no proxy variable.
 func (p *pki) client() *http.Client {
 	return &http.Client{
@@ -62,6 +81,9 @@ func (p *pki) client() *http.Client {
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.pool}, DisableKeepAlives: true},
 	}
 }
+
+// signer is a private key.
+type signer = *ecdsa.PrivateKey
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
 	t.Helper()

@@ -19,7 +19,7 @@ import (
 )
 
 // recorder is an HTTPS server that reads requests with a parser of its own, below any HTTP library, which knows one way
-// only to write a request (RFC 9112 without what it merely tolerates). What departs from that is a fault.
+// only to write a request (RFC 9112 without what it merely tolerates). What departs from that is a breach.
 type recorder struct {
 	authority string // localhost:PORT
 	answer    func(recorded) string
@@ -132,7 +132,7 @@ func (s *recorder) serve(c net.Conn, conf *tls.Config) {
 		request.sni = sni
 		s.mu.Lock()
 		s.requests = append(s.requests, request)
-		if _, fault := errors.AsType[fault](err); fault {
+		if _, fault := errors.AsType[breach](err); fault {
 			s.faults = append(s.faults, err.Error())
 		}
 		s.mu.Unlock()
@@ -147,10 +147,10 @@ func (s *recorder) serve(c net.Conn, conf *tls.Config) {
 	}
 }
 
-// fault is a request that nobody should send.
-type fault string
+// breach is a request that nobody should send.
+type breach string
 
-func (f fault) Error() string { return string(f) }
+func (f breach) Error() string { return string(f) }
 
 var (
 	strictLine  = regexp.MustCompile("^([A-Z]+) (/[!-\"$-~]*) HTTP/1\\.1$")
@@ -159,7 +159,7 @@ var (
 	strictSize  = regexp.MustCompile(`^(0|[1-9][0-9]{0,18})$`)
 )
 
-// readStrictly reads one request. The error is io.EOF where none begins, a fault where it is not as it should be, and
+// readStrictly reads one request. The error is io.EOF where none begins, a breach where it is not as it should be, and
 // another one where it breaks off.
 func readStrictly(r *bufio.Reader) (recorded, error) {
 	if _, err := r.Peek(1); err != nil {
@@ -172,7 +172,7 @@ func readStrictly(r *bufio.Reader) (recorded, error) {
 	}
 	parts := strictLine.FindStringSubmatch(line)
 	if parts == nil {
-		return request, fault(fmt.Sprintf("request line %q", line))
+		return request, breach(fmt.Sprintf("request line %q", line))
 	}
 	request.method, request.target = parts[1], parts[2]
 	for {
@@ -183,19 +183,19 @@ func readStrictly(r *bufio.Reader) (recorded, error) {
 			break
 		}
 		if !strictField.MatchString(line) {
-			return request, fault(fmt.Sprintf("header line %q", line))
+			return request, breach(fmt.Sprintf("header line %q", line))
 		}
 		request.fields = append(request.fields, line)
 	}
 	lengths, codings := request.values("Content-Length"), request.values("Transfer-Encoding")
 	switch {
 	case len(lengths)+len(codings) > 1:
-		return request, fault(fmt.Sprintf("%s %s has %d lengths and %d transfer codings", request.method, request.target, len(lengths), len(codings)))
+		return request, breach(fmt.Sprintf("%s %s has %d lengths and %d transfer codings", request.method, request.target, len(lengths), len(codings)))
 	case len(request.values("Host")) != 1:
-		return request, fault(fmt.Sprintf("%s %s has %d Hosts", request.method, request.target, len(request.values("Host"))))
+		return request, breach(fmt.Sprintf("%s %s has %d Hosts", request.method, request.target, len(request.values("Host"))))
 	case len(lengths) == 1:
 		if !strictSize.MatchString(lengths[0]) {
-			return request, fault(fmt.Sprintf("Content-Length %q", lengths[0]))
+			return request, breach(fmt.Sprintf("Content-Length %q", lengths[0]))
 		}
 		n, _ := strconv.ParseInt(lengths[0], 10, 64)
 		body, err := io.ReadAll(io.LimitReader(r, n))
@@ -206,7 +206,7 @@ func readStrictly(r *bufio.Reader) (recorded, error) {
 		return request, broken(err)
 	case len(codings) == 1:
 		if codings[0] != "chunked" {
-			return request, fault(fmt.Sprintf("Transfer-Encoding %q", codings[0]))
+			return request, breach(fmt.Sprintf("Transfer-Encoding %q", codings[0]))
 		}
 		err := readStrictChunks(r, &request)
 		request.whole = err == nil
@@ -223,7 +223,7 @@ func readStrictChunks(r *bufio.Reader, request *recorded) error {
 			return err
 		}
 		if !strictChunk.MatchString(size) {
-			return fault(fmt.Sprintf("chunk size %q", size))
+			return breach(fmt.Sprintf("chunk size %q", size))
 		}
 		n, _ := strconv.ParseInt(size, 16, 64)
 		data := make([]byte, n)
@@ -236,7 +236,7 @@ func readStrictChunks(r *bufio.Reader, request *recorded) error {
 			return err
 		}
 		if end != "" {
-			return fault(fmt.Sprintf("%q behind a chunk, or a trailer", end))
+			return breach(fmt.Sprintf("%q behind a chunk, or a trailer", end))
 		}
 		if n == 0 {
 			return nil
@@ -252,7 +252,7 @@ func strictCRLF(r *bufio.Reader) (string, error) {
 	}
 	text, ok := strings.CutSuffix(line, "\r\n")
 	if !ok || strings.ContainsAny(text, "\r\x00") {
-		return "", fault(fmt.Sprintf("line %q", line))
+		return "", breach(fmt.Sprintf("line %q", line))
 	}
 	return text, nil
 }

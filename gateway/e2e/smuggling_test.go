@@ -483,7 +483,7 @@ func TestAttackA08Smuggling(t *testing.T) {
 	t.Logf("%d malformed requests, %d arrived", len(rows), len(s.seen()))
 }
 
-// The oracle can fail: the recorder's parser takes one way to write a request, and calls all others a fault.
+// The oracle can fail: the recorder's parser takes one way to write a request, and calls all others a breach.
 func TestRecorderSeesFaults(t *testing.T) {
 	t.Parallel()
 	const head = "POST /x HTTP/1.1\r\nHost: a\r\n"
@@ -515,7 +515,7 @@ func TestRecorderSeesFaults(t *testing.T) {
 		"hello\r\n\r\n":                                                                    false,
 	} {
 		_, err := readStrictly(bufio.NewReader(strings.NewReader(text)))
-		if _, found := errors.AsType[fault](err); found == good || good && err != nil {
+		if _, found := errors.AsType[breach](err); found == good || good && err != nil {
 			t.Errorf("%q: got %v, want it taken: %v", text, err, good)
 		}
 	}

@@ -98,6 +98,7 @@ func (x *exchange) refuse(p problem) {
 	doc.RequestID = x.record.RequestID
 	doc.Rule, doc.Profile = x.record.Rule, x.record.Profile
 	x.record.Outcome, x.record.Reason = audit.Refused, string(p.code)
+	x.record.Detail, x.record.Hint = p.detail, p.hint
 	x.g.stats.refused(string(p.code))
 	h := x.w.Header()
 	h.Set("X-Gateway-Error", string(p.code))

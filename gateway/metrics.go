@@ -91,8 +91,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		count(c.received, uint64(r.received.Load()), name)
 		ch <- r.seconds
 	}
-	for reason, n := range st.Refused {
-		count(c.refused, n, reason)
+	for reason := range answers { // those at 0 too, lest an alert misses the first one
+		count(c.refused, st.Refused[string(reason)], string(reason))
 	}
 	count(c.caRefusals, uint64(st.Untrusted))
 	count(c.auditLost, st.AuditLost)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -55,11 +56,15 @@ func newStats() *stats {
 }
 
 func newRuleStats(name string) *ruleStats {
-	return &ruleStats{seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+	r := &ruleStats{seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: metricPrefix + "request_duration_seconds", Help: "How long requests took, from their headers to the end of the answer.",
 		Buckets:     []float64{0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
 		ConstLabels: prometheus.Labels{"rule": name},
 	})}
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} { // 0 so far, lest an alert misses the first one
+		r.upstream.get(status)
+	}
+	return r
 }
 
 // observe counts a request that has ended.

@@ -328,7 +328,7 @@ func (a *api) test(w http.ResponseWriter, r *http.Request) {
 		status = http.StatusBadGateway
 	}
 	if strings.Contains(accept, "text/html") {
-		a.render(w, status, "report", report)
+		a.render(w, r, status, "report", report)
 		return
 	}
 	writeJSON(w, status, report)

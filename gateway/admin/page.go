@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -103,11 +104,13 @@ type caRow struct {
 }
 
 // page serves the status page.
-func (a *api) page(w http.ResponseWriter, _ *http.Request) {
-	a.render(w, http.StatusOK, "page", a.look())
+func (a *api) page(w http.ResponseWriter, r *http.Request) {
+	a.render(w, r, http.StatusOK, "page", a.look())
 }
 
-func (a *api) render(w http.ResponseWriter, status int, name string, data any) {
+// render answers with a template, compressed where the client can read that: the
+// status page is fetched once a second.
+func (a *api) render(w http.ResponseWriter, r *http.Request, status int, name string, data any) {
 	var b bytes.Buffer
 	if err := pages.ExecuteTemplate(&b, name, data); err != nil {
 		a.Log.Error("status page not made", "err", err)
@@ -115,8 +118,17 @@ func (a *api) render(w http.ResponseWriter, status int, name string, data any) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	// A client that has gone cannot be told.
+	if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.WriteHeader(status)
+		_, _ = w.Write(b.Bytes())
+		return
+	}
+	w.Header().Set("Content-Encoding", "gzip")
 	w.WriteHeader(status)
-	_, _ = w.Write(b.Bytes()) // the client has gone; nothing to tell
+	z := gzip.NewWriter(w)
+	_, _ = z.Write(b.Bytes())
+	_ = z.Close()
 }
 
 // look gathers the page's content.

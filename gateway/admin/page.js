@@ -62,10 +62,7 @@ function add(parent, tag, text) {
 // item writes one step: what was found, or what is awaited.
 function item(list, step) {
   const li = document.createElement('li');
-  const mark = add(li, 'span', step.ok === undefined ? '…' : step.ok ? '✓' : '✗');
-  mark.className = 'mark ' + (step.ok === undefined ? '' : step.ok ? 'good' : 'bad');
-  mark.setAttribute('aria-hidden', 'true');
-  li.append(' ');
+  if (step.ok !== undefined) add(li, 'i', '').className = step.ok ? 'good' : 'bad';
   add(li, 'b', step.step);
   li.append(step.ok === undefined ? ' is under way' : (step.ok ? ' ok, ' : ' failed, ') + Math.round(step.milliseconds) + ' ms: ' + step.detail);
   if (step.hint) {
@@ -104,7 +101,7 @@ document.addEventListener('submit', async (event) => {
       for (const line of lines.map((l) => JSON.parse(l))) {
         waiting.remove();
         if (line.steps) {
-          result = line.ok ? '✓ It works.' : '✗ It does not work.';
+          result = line.ok ? 'It works.' : 'It does not work.';
         } else {
           item(list, line);
           if (line.ok && steps[++next]) waiting = item(list, { step: steps[next] });

@@ -22,6 +22,8 @@ needs=(
   "/usr/share/orthanc/plugins/libOrthancDicomWeb.so|orthanc-dicomweb|every end-to-end test"
   "img2dcm|dcmtk|the test with a 100 MB instance"
   "curl|curl|the tests of hostile requests"
+  "promtool|prometheus|the tests of alert rules and dashboard"
+  "chromium|chromium|the tests of the status page"
 )
 keycloak_version=26.7.3 # also in keycloak_test.go; it runs on Java 17, and Debian 12 has no newer one
 keycloak=.keycloak-$keycloak_version

@@ -366,7 +366,7 @@ func plural[N int | uint64](n N, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// chart is the last hour in SVG: a bar for each minute, failures at its foot.
+// chart is the last hour in SVG: a bar for each minute, and a narrower one for its failures.
 type chart struct {
 	Bars               []bar
 	Requests, Failures uint64
@@ -374,7 +374,7 @@ type chart struct {
 }
 
 type bar struct {
-	X, Y, Height, FailedY, FailedHeight int
+	X, Y, Height, FailedX, FailedY, FailedHeight int
 }
 
 // The chart's size, in units of its viewBox.
@@ -400,7 +400,7 @@ func newChart(minutes []gateway.Minute) chart {
 			}
 			return max(2, int(float64(n)/float64(c.Most)*chartHeight))
 		}
-		b := bar{X: i * barWidth, Height: height(m.Requests), FailedHeight: height(m.Failures)}
+		b := bar{X: i * barWidth, FailedX: i*barWidth + 2, Height: height(m.Requests), FailedHeight: height(m.Failures)}
 		b.Y, b.FailedY = chartHeight-b.Height, chartHeight-b.FailedHeight
 		c.Bars = append(c.Bars, b)
 	}

@@ -4,6 +4,7 @@ const main = document.querySelector('main');
 const lost = document.getElementById('lost');
 let seen = new Date();
 let timer = 0;
+let looking = false;
 
 // morph makes a look like b and touches only what differs, so that focus,
 // selection and the reading position stay.
@@ -26,6 +27,8 @@ function morph(a, b) {
 }
 
 async function look() {
+  if (looking) return;
+  looking = true;
   clearTimeout(timer);
   try {
     const answer = await fetch(location.pathname, { signal: AbortSignal.timeout(10 * every) });
@@ -42,7 +45,7 @@ async function look() {
       lost.hidden = false;
     }
   }
-  clearTimeout(timer);
+  looking = false;
   if (!document.hidden) timer = setTimeout(look, every);
 }
 document.addEventListener('visibilitychange', () => document.hidden || look());

@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -26,5 +27,19 @@ func TestRecentFailuresCarryTheirHint(t *testing.T) {
 	}
 	if len(all.Requests) != 2 || all.Requests[0].Method != "DELETE" {
 		t.Errorf("got %+v, want both requests, the newest first", all.Requests)
+	}
+}
+
+// What a client sends in place of a host is not for the page, since it may be anything.
+func TestRecentFailuresQuoteNoClient(t *testing.T) {
+	h := newHarness(t, setup{})
+	c := dial(t, h.addr)
+	fmt.Fprintf(c, "CONNECT %s..x:443 HTTP/1.1\r\nHost: x\r\n\r\n", patient)
+	if head := readHead(t, c); !strings.HasPrefix(head, "HTTP/1.1 400 ") {
+		t.Fatalf("got %s", head)
+	}
+	eventually(t, "a failure", func() bool { return len(h.gw.Recent().Failures) == 1 })
+	if all := strings.ToLower(fmt.Sprintf("%+v", h.gw.Recent())); strings.Contains(all, strings.ToLower(patient)) {
+		t.Errorf("got %s", all)
 	}
 }

@@ -300,10 +300,13 @@ func TestGuardsAreAsOpenAPIDescribes(t *testing.T) {
 			}
 			w := httptest.NewRecorder()
 			row.s.handler.ServeHTTP(w, r)
-			described, got := o.Responses[fmt.Sprint(row.status)], w.Code == row.status
-			_, ok := d.content(described, w.Header().Get("Content-Type"))
+			described, ok := o.Responses[fmt.Sprint(row.status)]
+			got, media := w.Code == row.status, w.Header().Get("Content-Type")
 			if got != ok {
-				t.Errorf("%s: %d: described %v, answered %v (%d, %s)", name, row.status, ok, got, w.Code, w.Header().Get("Content-Type"))
+				t.Errorf("%s: %d: described %v, answered %v (%d)", name, row.status, ok, got, w.Code)
+			}
+			if _, ok := d.content(described, media); got && !ok {
+				t.Errorf("%s: %d: %s is not described", name, row.status, media)
 			}
 			if row.status == 401 && o.open == got {
 				t.Errorf("%s: asks for a password: %v, described: %v", name, got, !o.open)

@@ -67,7 +67,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range st.Profiles {
 		count(c.acquired, p.Acquisitions-p.Failures, p.Name, "success")
 		count(c.acquired, p.Failures, p.Name, "failure")
-		ch <- prometheus.MustNewConstHistogram(c.acquireSeconds, p.Acquisitions, p.Took.Sum.Seconds(), p.Took.Buckets(), p.Name)
+		ch <- prometheus.MustNewConstHistogram(c.acquireSeconds, p.Took.Count, p.Took.Sum.Seconds(), p.Took.Buckets(), p.Name)
 		if !p.ExpiresAt.IsZero() {
 			gauge(c.expiry, unix(p.ExpiresAt), p.Name)
 		}

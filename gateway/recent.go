@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"net/http"
 	"slices"
 	"sync"
@@ -112,17 +111,15 @@ func sameKind(a, b *audit.Record) bool {
 func (g *Gateway) Recent() Recent {
 	r := &g.stats.recent
 	var all Recent
-	numbers := map[string]uint64{}
-	for i := range r.requests {
-		slot := &r.requests[i]
+	newest := r.next.Load()
+	for n := newest; n > 0 && n+lastRequests > newest; n-- {
+		slot := &r.requests[n%lastRequests]
 		slot.mu.Lock()
-		if slot.n > 0 {
+		if slot.n == n { // else it is being written, or written again
 			all.Requests = append(all.Requests, slot.rec)
-			numbers[slot.rec.RequestID] = slot.n
 		}
 		slot.mu.Unlock()
 	}
-	slices.SortFunc(all.Requests, func(a, b audit.Record) int { return cmp.Compare(numbers[b.RequestID], numbers[a.RequestID]) })
 	r.mu.Lock()
 	all.Failures = slices.Clone(r.failures)
 	r.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +31,9 @@ func TestFailuresOutliveSuccess(t *testing.T) {
 	all := recentOf(s)
 	if len(all.Failures) != 1 || all.Failures[0].RequestID != "the failure" || !strings.Contains(all.Failures[0].Hint, "role") {
 		t.Errorf("got the failures %+v, want the one 403 with its hint", all.Failures)
+	}
+	if s.rules.get("archive").lastFailed.Load() {
+		t.Error("the last request is said to have failed")
 	}
 	if len(all.Requests) != lastRequests || all.Requests[0].RequestID != "299" || all.Requests[lastRequests-1].RequestID != "200" {
 		t.Errorf("got %d requests, the first %v and the last %v; want the last 100, newest first", len(all.Requests), all.Requests[0], all.Requests[len(all.Requests)-1])
@@ -129,5 +133,31 @@ func TestObservingARequestMakesNoGarbage(t *testing.T) {
 	rec := ended("id", http.StatusOK)
 	if n := testing.AllocsPerRun(1000, func() { s.observe(rec) }); n > 0 {
 		t.Errorf("got %v allocations for a request, want none", n)
+	}
+}
+
+// Requests end on many goroutines while the page is looked at.
+func TestRecentShowsEachRequestOnceWhileOthersEnd(t *testing.T) {
+	s := newStats()
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for j := range 500 {
+				s.observe(ended(fmt.Sprint(i, "-", j), []int{200, 403}[j%2]))
+			}
+		})
+	}
+	for range 50 {
+		seen := map[string]bool{}
+		for _, rec := range recentOf(s).Requests {
+			if seen[rec.RequestID] {
+				t.Errorf("%s is shown twice", rec.RequestID)
+			}
+			seen[rec.RequestID] = true
+		}
+	}
+	all.Wait()
+	if got := recentOf(s); len(got.Requests) != lastRequests || len(got.Failures) != 1 || got.Failures[0].Times != 1000 {
+		t.Errorf("in the end there are %d requests and %+v", len(got.Requests), got.Failures)
 	}
 }

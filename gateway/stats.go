@@ -35,6 +35,7 @@ type ruleStats struct {
 	requests   atomic.Uint64
 	lastStatus atomic.Int64
 	lastUsed   atomic.Int64 // Unix nanoseconds; 0: never
+	lastFailed atomic.Bool
 
 	answers  table[answer, atomic.Uint64]
 	upstream table[int, atomic.Uint64] // by the status that came from there
@@ -73,6 +74,7 @@ func (s *stats) observe(rec *audit.Record) {
 	r.requests.Add(1)
 	r.lastStatus.Store(int64(rec.Status))
 	r.lastUsed.Store(time.Now().UnixNano())
+	r.lastFailed.Store(rec.Failed())
 	r.answers.get(answer{rec.Method, rec.Status}).Add(1)
 	if rec.UpstreamStatus != 0 {
 		r.upstream.get(rec.UpstreamStatus).Add(1)
@@ -180,6 +182,7 @@ type RuleStatus struct {
 	Requests   uint64
 	LastStatus int       // 0: none yet
 	LastUsed   time.Time // zero: never
+	LastFailed bool      // the last request did
 }
 
 // Status returns the gateway's condition now.
@@ -209,7 +212,7 @@ func (g *Gateway) Rules() []RuleStatus {
 	for _, r := range g.current.Load().config.Rules {
 		s := g.stats.rules.get(r.Name)
 		list = append(list, RuleStatus{
-			Rule: r, Requests: s.requests.Load(), LastStatus: int(s.lastStatus.Load()), LastUsed: at(s.lastUsed.Load()),
+			Rule: r, Requests: s.requests.Load(), LastStatus: int(s.lastStatus.Load()), LastUsed: at(s.lastUsed.Load()), LastFailed: s.lastFailed.Load(),
 		})
 	}
 	return list

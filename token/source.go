@@ -408,11 +408,13 @@ func (s *Source) Durations() Durations {
 
 // Durations is a histogram of how long calls to a provider took.
 type Durations struct {
+	Count  uint64
 	Sum    time.Duration
 	counts [len(durationBounds)]uint64 // cumulative
 }
 
 func (d *Durations) add(took time.Duration) {
+	d.Count++
 	d.Sum += took
 	for i, bound := range durationBounds {
 		if took.Seconds() <= bound {

@@ -155,7 +155,7 @@ func (a *api) look() *view {
 			RuleStatus: r, Profile: byName[r.Rule.Profile], Mark: good,
 			Testable: !wildcard && r.Rule.Decision() != rules.Deny && strings.HasPrefix(r.Rule.URL, "https://"),
 		}
-		if r.LastStatus >= 400 {
+		if r.LastFailed {
 			row.Mark = bad
 		}
 		v.Servers = append(v.Servers, row)
@@ -200,37 +200,37 @@ func (v *view) note(m mark, what, hint string) {
 // is no finding.
 func (v *view) judgeRequests() {
 	const most = 5
+	concerns := map[string]bool{} // rules whose last request failed, and the absence of one
+	for _, s := range v.Servers {
+		concerns[s.Rule.Name] = s.LastFailed
+	}
 	n := 0
-	for _, f := range v.Recent.Failures {
-		if n == most || !v.matters(f) {
+	for _, f := range v.Recent.Failures { // newest first
+		if f.Rule == "" {
+			concerns[""] = v.Now.Sub(f.Time) < concern
+		}
+		if n == most || !concerns[f.Rule] {
 			continue
 		}
-		n++
-		v.note(worry, fmt.Sprintf("%s %s: %s.", f.Method, f.Authority+f.Route, why(f.Record)), f.Hint)
+		concerns[f.Rule] = false // those before it are history
+		if setUp(f.Record) {
+			n++
+			v.note(worry, fmt.Sprintf("%s %s: %s.", f.Method, f.Authority+f.Route, why(f.Record)), f.Hint)
+		}
 	}
 }
 
-func (v *view) matters(f gateway.Failure) bool {
-	if f.Reason == "token_unavailable" {
-		return false // its profile is a finding
-	}
-	if f.Rule == "" {
-		return v.Now.Sub(f.Time) < concern
-	}
-	for _, s := range v.Servers {
-		if s.Rule.Name == f.Rule && s.LastStatus != f.Status {
-			return false // it went better, or otherwise, since
-		}
-	}
-	if f.Outcome == audit.Refused {
-		return f.Reason != "rule_denied" && f.Reason != "draining"
-	}
-	switch s := f.UpstreamStatus; {
-	case f.Outcome != audit.Forwarded, s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusTooManyRequests:
+// setUp reports whether a failure may lie in the set-up, or in a server that
+// does not work.
+func setUp(rec audit.Record) bool {
+	switch {
+	case rec.Outcome == audit.Refused:
+		return rec.Reason != "rule_denied" && rec.Reason != "draining" && rec.Reason != "token_unavailable" // whose profile is a finding
+	case rec.Outcome != audit.Forwarded:
 		return true
-	default:
-		return s >= 500
 	}
+	s := rec.UpstreamStatus
+	return s == http.StatusUnauthorized || s == http.StatusForbidden || s == http.StatusTooManyRequests || s >= 500
 }
 
 // finding tells whether and why a profile's credential is in a bad way.
@@ -359,7 +359,7 @@ func took(milliseconds float64) string {
 	return fmt.Sprintf("%.1f s", milliseconds/1000)
 }
 
-func plural[N int | uint64](n N, one, many string) string {
+func plural(n uint64, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

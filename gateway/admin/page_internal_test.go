@@ -48,7 +48,7 @@ func crowded() *view {
 		p.LastFailure = &token.Failure{At: now, Err: &token.Error{Code: "provider_unreachable", Hint: strings.Repeat("what to change ", 10)}}
 		v.Profiles = append(v.Profiles, p)
 		v.Servers = append(v.Servers, serverRow{
-			RuleStatus: gateway.RuleStatus{Rule: &rules.Rule{Name: p.Name, URL: "https://contoso-imaging.dicom.azurehealthcareapis.com/v2/"}, Requests: 12345, LastStatus: 503, LastUsed: now},
+			RuleStatus: gateway.RuleStatus{Rule: &rules.Rule{Name: p.Name, URL: "https://contoso-imaging.dicom.azurehealthcareapis.com/v2/"}, Requests: 12345, LastStatus: 503, LastUsed: now, LastFailed: true},
 			Profile:    &v.Profiles[0], Mark: bad, Testable: true,
 		})
 	}
@@ -120,7 +120,7 @@ func TestFindingsSayWhatIsWrong(t *testing.T) {
 		return func(v *view) {
 			rec.Time = v.Now
 			v.Recent.Failures = []gateway.Failure{{Record: rec, Hint: hint}}
-			v.Servers[0].LastStatus = rec.Status
+			v.Servers[0].LastStatus, v.Servers[0].LastFailed = rec.Status, true
 		}
 	}
 	upstream := func(status int) audit.Record {
@@ -132,27 +132,28 @@ func TestFindingsSayWhatIsWrong(t *testing.T) {
 		verdict string
 		want    string // in a finding or its hint; "": there is none
 	}{
-		"nothing":            {func(*view) {}, good, "Healthy", ""},
-		"no credential":      {state(token.Unusable), bad, "Not working", "profile.azure.client_secret"},
-		"rejected":           {state(token.RejectedAll), bad, "Not working", "audience"},
-		"stale":              {state(token.Stale), worry, "Degraded", "cannot be renewed"},
-		"cold":               {state(token.Cold), worry, "Starting", "first credential"},
-		"CA ends soon":       {func(v *view) { v.CA.NotAfter = v.Now.AddDate(0, 0, 29) }, worry, "Working", "ca rotate"},
-		"CA ends later":      {func(v *view) { v.CA.NotAfter = v.Now.AddDate(0, 0, 31) }, good, "Healthy", ""},
-		"CA has ended":       {func(v *view) { v.CA.NotAfter = v.Now }, worry, "Working", "expired"},
-		"reload failed":      {func(v *view) { v.Status.ReloadError = "line 3: no such key" }, worry, "Working", "line 3"},
-		"CA not trusted":     {func(v *view) { v.Status.UntrustedAt = v.Now.Add(-time.Minute) }, worry, "Working", "ca/bundle.pem"},
-		"CA trusted since":   {func(v *view) { v.Status.UntrustedAt = v.Now.Add(-time.Hour) }, good, "Healthy", ""},
-		"audit lost":         {func(v *view) { v.Status.AuditLost = 2 }, worry, "Working", "2 audit records were lost"},
-		"draining":           {func(v *view) { v.Status.Draining = true }, worry, "Stopping", ""},
-		"403":                {failure(upstream(403), "give the role"), worry, "Working", "give the role"},
-		"500":                {failure(upstream(500), "see its log"), worry, "Working", "see its log"},
-		"404, as for a UID":  {failure(upstream(404), "check the path"), good, "Healthy", ""},
-		"upstream_tls":       {failure(audit.Record{Rule: "archive", Status: 502, Outcome: audit.Refused, Reason: "upstream_tls", Detail: "expired"}, "ca_file"), worry, "Working", "upstream_tls, expired"},
-		"no rule for a host": {failure(audit.Record{Authority: "x.example.org:443", Status: 403, Outcome: audit.Refused, Reason: "no_rule"}, "add a rule"), worry, "Working", "x.example.org:443"},
+		"nothing":              {func(*view) {}, good, "Healthy", ""},
+		"no credential":        {state(token.Unusable), bad, "Not working", "profile.azure.client_secret"},
+		"rejected":             {state(token.RejectedAll), bad, "Not working", "audience"},
+		"stale":                {state(token.Stale), worry, "Degraded", "cannot be renewed"},
+		"cold":                 {state(token.Cold), worry, "Starting", "first credential"},
+		"CA ends soon":         {func(v *view) { v.CA.NotAfter = v.Now.AddDate(0, 0, 29) }, worry, "Working", "ca rotate"},
+		"CA ends later":        {func(v *view) { v.CA.NotAfter = v.Now.AddDate(0, 0, 31) }, good, "Healthy", ""},
+		"CA has ended":         {func(v *view) { v.CA.NotAfter = v.Now }, worry, "Working", "expired"},
+		"reload failed":        {func(v *view) { v.Status.ReloadError = "line 3: no such key" }, worry, "Working", "line 3"},
+		"CA not trusted":       {func(v *view) { v.Status.UntrustedAt = v.Now.Add(-time.Minute) }, worry, "Working", "ca/bundle.pem"},
+		"CA trusted since":     {func(v *view) { v.Status.UntrustedAt = v.Now.Add(-time.Hour) }, good, "Healthy", ""},
+		"audit lost":           {func(v *view) { v.Status.AuditLost = 2 }, worry, "Working", "2 audit records were lost"},
+		"draining":             {func(v *view) { v.Status.Draining = true }, worry, "Stopping", ""},
+		"403":                  {failure(upstream(403), "give the role"), worry, "Working", "give the role"},
+		"500":                  {failure(upstream(500), "see its log"), worry, "Working", "see its log"},
+		"404, as for a UID":    {failure(upstream(404), "check the path"), good, "Healthy", ""},
+		"upstream_tls":         {failure(audit.Record{Rule: "archive", Status: 502, Outcome: audit.Refused, Reason: "upstream_tls", Detail: "expired"}, "ca_file"), worry, "Working", "upstream_tls, expired"},
+		"no rule for a host":   {failure(audit.Record{Authority: "x.example.org:443", Status: 403, Outcome: audit.Refused, Reason: "no_rule"}, "add a rule"), worry, "Working", "x.example.org:443"},
+		"the answer broke off": {failure(audit.Record{Rule: "archive", Status: 200, UpstreamStatus: 200, Outcome: audit.Cut}, "see its log"), worry, "Working", "broke off"},
 		"403, then 200": {func(v *view) {
 			failure(upstream(403), "give the role")(v)
-			v.Servers[0].LastStatus = 200
+			v.Servers[0].LastFailed = false
 		}, good, "Healthy", ""},
 	} {
 		v := healthy()

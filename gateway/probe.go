@@ -212,7 +212,7 @@ func (p *probe) query(ctx context.Context) (string, *problem) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // its end tells nothing more
 	if p.token == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) {
-		return "", &problem{detail: fmt.Sprintf("HTTP %d: the server wants a credential, and none was sent", resp.StatusCode), hint: "if it should have one, give the rule a profile, action = \"inject\" and mode = \"enforce\""}
+		return "", &problem{detail: fmt.Sprintf("HTTP %d: the server wants a credential, and none was sent", resp.StatusCode), hint: statusRemedy(resp.StatusCode, false)}
 	}
 	return judge(resp, body)
 }
@@ -235,17 +235,19 @@ func judge(resp *http.Response, body []byte) (string, *problem) {
 		return status, nil
 	case http.StatusNoContent:
 		return status + ", no study there yet", nil
-	case http.StatusUnauthorized:
-		return "", &problem{detail: status + ": the DICOMweb server does not accept the credential", hint: "the token is for another audience or from another tenant: compare aud and iss above with what the server expects, and check scopes, audience or resource of the profile"}
-	case http.StatusForbidden:
-		return "", &problem{detail: status + ": the credential is good, but it may not do this", hint: "give the client the role that reads DICOM there (Azure: DICOM Data Reader or Owner; Google: roles/healthcare.dicomViewer); it may take minutes until it works"}
-	case http.StatusNotFound:
-		return "", &problem{detail: status + ": there is no DICOMweb service at this URL", hint: "check the path of the rule's url (Azure wants /v2/ at the end)"}
 	}
-	if resp.StatusCode >= 300 && resp.StatusCode <= 399 {
-		return "", &problem{detail: status + ": the server redirects", hint: "write the final URL into the rule"}
+	detail := status
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized:
+		detail += ": the DICOMweb server does not accept the credential"
+	case resp.StatusCode == http.StatusForbidden:
+		detail += ": the credential is good, but it may not do this"
+	case resp.StatusCode == http.StatusNotFound:
+		detail += ": there is no DICOMweb service at this URL"
+	case resp.StatusCode >= 300 && resp.StatusCode <= 399:
+		detail += ": the server redirects"
 	}
-	return "", &problem{detail: status, hint: "see the DICOMweb server's own log"}
+	return "", &problem{detail: detail, hint: statusRemedy(resp.StatusCode, true)}
 }
 
 // mediaName returns a media type if it is a usual one; anything else is foreign

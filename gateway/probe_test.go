@@ -178,7 +178,7 @@ func TestProbeJudgesTheAnswer(t *testing.T) {
 		{"a study of more bytes than are read", 200, "application/dicom+json", "[{\"x\":\"" + strings.Repeat("x", 100<<10) + "\"}]", allWell, "HTTP 200", ""},
 		{"a media type with a parameter", 200, "application/dicom+json; charset=utf-8", "[]", allWell, "HTTP 200", ""},
 		{"a media type in other letters", 200, "Application/DICOM+JSON ;charset=utf-8", "[]", allWell, "HTTP 200", ""},
-		{"the wrong audience", 401, "text/plain", patient, failed, "HTTP 401: the DICOMweb server does not accept the credential", "audience or from another tenant: compare aud and iss"},
+		{"the wrong audience", 401, "text/plain", patient, failed, "HTTP 401: the DICOMweb server does not accept the credential", "audience or from another tenant: compare its aud and iss"},
 		{"no role", 403, "application/json", `{"error":"` + patient + `"}`, failed, "HTTP 403: the credential is good, but", "give the client the role"},
 		{"the wrong path", 404, "text/html", patient, failed, "HTTP 404: there is no DICOMweb service at this URL", "check the path of the rule's url"},
 		{"moved", 302, "text/html", patient, failed, "HTTP 302: the server redirects", "the final URL"},
@@ -186,7 +186,7 @@ func TestProbeJudgesTheAnswer(t *testing.T) {
 		{"a login page", 200, "text/html; charset=utf-8", "<html>" + patient, failed, "HTTP 200, but the answer is text/html, not DICOM JSON", "login page"},
 		{"XML", 200, "multipart/related; type=\"application/dicom+xml\"; boundary=" + patient, "", failed, "multipart/related", "compare the rule's url"},
 		{"a broken server", 500, "application/dicom+json", patient, failed, "HTTP 500", "the DICOMweb server's own log"},
-		{"a busy server", 429, "", patient, failed, "HTTP 429", "the DICOMweb server's own log"},
+		{"a busy server", 429, "", patient, failed, "HTTP 429", "the server throttles"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()

@@ -98,6 +98,10 @@ func (x *exchange) refuse(p problem) {
 	doc.RequestID = x.record.RequestID
 	doc.Rule, doc.Profile = x.record.Rule, x.record.Profile
 	x.record.Outcome, x.record.Reason = audit.Refused, string(p.code)
+	x.record.Hint = p.hint
+	if p.code != badRequest { // whose detail may quote what the client sent
+		x.record.Detail = p.detail
+	}
 	x.g.stats.refused(string(p.code))
 	h := x.w.Header()
 	h.Set("X-Gateway-Error", string(p.code))

@@ -82,7 +82,7 @@ func (g *Gateway) reload(load func() (*rules.Config, error)) (Reloaded, error) {
 	if !g.install(next) {
 		return Reloaded{}, ErrDraining
 	}
-	g.ca.Store(ca)
+	g.useCA(ca)
 	g.setLevel(&c)
 	return Reloaded{Revision: c.Revision, RestartNeeded: waiting}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"orthanc-dicomweb-oauth/certs"
 	"orthanc-dicomweb-oauth/gateway/audit"
 )
 
@@ -72,11 +73,18 @@ func (w *watcher) takeUpCA() {
 		w.caProblem = ""
 		g.log.Info("the CA folder is good again")
 	}
-	if ca == old {
+	if ca != old {
+		w.caWarned = time.Time{}
+	}
+	g.useCA(ca)
+}
+
+// useCA lets a CA sign from now on, if it is another one.
+func (g *Gateway) useCA(ca *certs.CA) {
+	old := g.ca.Swap(ca)
+	if old == ca {
 		return
 	}
-	g.ca.Store(ca)
-	w.caWarned = time.Time{}
 	switch next := ca.Waiting(); {
 	case ca.Fingerprint() != old.Fingerprint():
 		g.log.Info("a new CA signs from now on", "ca_fingerprint_sha256", ca.Fingerprint(), "not_after", ca.Certificate().NotAfter)

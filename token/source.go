@@ -71,6 +71,7 @@ type Source struct {
 	lastFailure  *Failure
 	acquisitions uint64
 	failed       uint64
+	took         Durations
 }
 
 // Failure is a failed acquisition and when it happened.
@@ -248,8 +249,9 @@ func (s *Source) acquire() (*Token, *Error) {
 	backoff := firstBackoff / 2
 	for attempt := 1; ; attempt++ {
 		began := time.Now()
+		asked := time.Now()
 		t, err := s.attempt(ctx)
-		s.count(err)
+		s.count(err, time.Since(asked))
 		if err == nil {
 			return s.lifetime(t, began)
 		}
@@ -283,10 +285,11 @@ func (s *Source) attempt(ctx context.Context) (Token, *Error) {
 	return Token{}, networkError(err)
 }
 
-func (s *Source) count(err *Error) {
+func (s *Source) count(err *Error, took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.acquisitions++
+	s.took.add(took)
 	if err != nil {
 		s.failed++
 	}
@@ -403,6 +406,43 @@ type Status struct {
 	LastFailure  *Failure  // kept after success, so that the night can be told in the morning
 	Acquisitions uint64    // calls to the provider
 	Failures     uint64    // calls that failed
+}
+
+// durationBounds are the upper bounds of [Durations], in seconds.
+var durationBounds = [...]float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+
+// Durations returns how long the calls to the provider took.
+func (s *Source) Durations() Durations {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.took
+}
+
+// Durations is a histogram of how long calls to a provider took.
+type Durations struct {
+	Count  uint64
+	Sum    time.Duration
+	counts [len(durationBounds)]uint64 // cumulative
+}
+
+func (d *Durations) add(took time.Duration) {
+	d.Count++
+	d.Sum += took
+	for i, bound := range durationBounds {
+		if took.Seconds() <= bound {
+			d.counts[i]++
+		}
+	}
+}
+
+// Buckets returns how many calls took at most so many seconds, as a Prometheus
+// histogram wants it.
+func (d *Durations) Buckets() map[float64]uint64 {
+	buckets := make(map[float64]uint64, len(durationBounds))
+	for i, bound := range durationBounds {
+		buckets[bound] = d.counts[i]
+	}
+	return buckets
 }
 
 // Status returns the source's condition now.

@@ -1,6 +1,7 @@
-// Package admin is the gateway's own face: health, status and the list of
-// servers, for operators and machines. It reads the gateway and changes nothing
-// of the proxied traffic; it can try a rule out. Its handler is safe for concurrent use.
+// Package admin is the gateway's own face: health, status, the list of servers
+// and metrics for machines, and a status page for people. It reads the gateway
+// and changes nothing of the proxied traffic; it can try a rule out. Its handler
+// is safe for concurrent use.
 package admin
 
 import (
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"orthanc-dicomweb-oauth/gateway"
@@ -36,13 +38,8 @@ type Options struct {
 func New(o Options) *http.Server {
 	a := &api{o}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", a.livez)
-	mux.HandleFunc("GET /readyz", a.readyz)
-	mux.Handle("GET /dicomweb-oauth/status", a.guarded(a.status))
-	mux.Handle("GET /dicomweb-oauth/servers", a.guarded(a.servers))
-	mux.Handle("POST /dicomweb-oauth/servers/{name}/test", http.NewCrossOriginProtection().Handler(a.guarded(a.test)))
-	if o.Reload != nil {
-		mux.Handle("POST /dicomweb-oauth/reload", http.NewCrossOriginProtection().Handler(a.guarded(a.reload)))
+	for pattern, h := range a.routes() {
+		mux.Handle(pattern, h)
 	}
 	return &http.Server{
 		Handler:           a.ownHost(mux),
@@ -56,6 +53,24 @@ func New(o Options) *http.Server {
 }
 
 type api struct{ Options }
+
+// routes returns the handlers; docs/openapi.yaml describes each of them.
+func (a *api) routes() map[string]http.Handler {
+	sameOrigin := http.NewCrossOriginProtection()
+	all := map[string]http.Handler{
+		"GET /livez":                  http.HandlerFunc(a.livez),
+		"GET /readyz":                 http.HandlerFunc(a.readyz),
+		"GET /{$}":                    a.guarded(a.page),
+		"GET /metrics":                a.guarded(a.metrics()),
+		"GET /dicomweb-oauth/status":  a.guarded(a.status),
+		"GET /dicomweb-oauth/servers": a.guarded(a.servers),
+		"POST /dicomweb-oauth/servers/{name}/test": sameOrigin.Handler(a.guarded(a.test)),
+	}
+	if a.Reload != nil {
+		all["POST /dicomweb-oauth/reload"] = sameOrigin.Handler(a.guarded(a.reload))
+	}
+	return all
+}
 
 // guarded asks for Basic authentication where a password is configured.
 func (a *api) guarded(h http.HandlerFunc) http.Handler {
@@ -95,7 +110,11 @@ func (a *api) ownHost(next http.Handler) http.Handler {
 			http.Error(w, "this listener answers for localhost only", http.StatusMisdirectedRequest)
 			return
 		}
-		w.Header().Set("Cache-Control", "no-store")
+		h := w.Header()
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Content-Security-Policy", pagePolicy)
 		next.ServeHTTP(w, r)
 	})
 }
@@ -115,7 +134,7 @@ type readiness struct {
 	Ready    bool `json:"ready"`
 	Draining bool `json:"draining,omitempty"`
 	// CAWarning tells that the CA ends soon; it changes nothing of Ready.
-	CAWarning string                 `json:"ca_warning,omitempty"`
+	CAWarning string                 `json:"ca_warning"`
 	Profiles  map[string]token.State `json:"profiles"`
 }
 
@@ -185,7 +204,7 @@ type caStatus struct {
 	Fingerprint string    `json:"fingerprint_sha256"`
 	NotAfter    time.Time `json:"not_after"`
 	// Warning tells that the CA ends soon, and what to do.
-	Warning string `json:"warning,omitempty"`
+	Warning string `json:"warning"`
 }
 
 type profileStatus struct {
@@ -290,7 +309,10 @@ func (a *api) servers(w http.ResponseWriter, _ *http.Request) {
 }
 
 // test tries a rule for real, with the credentials of the running gateway. 200:
-// it works; 502: a step failed; 404: no such rule; 409: nothing to test.
+// it works; 502: a step failed; 404: no such rule; 409: nothing to test. Whoever
+// asks for application/x-ndjson gets 200 and each step in a line of its own when
+// it is done, and the whole report in the last line; whoever asks for text/html
+// gets a page.
 func (a *api) test(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	rule := ruleNamed(a.Gateway.Status().Config, name)
@@ -298,14 +320,32 @@ func (a *api) test(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusNotFound, map[string]string{"error": "no rule has this name"})
 		return
 	}
-	report, err := a.Gateway.Probe(r.Context(), rule.URL, nil)
+	accept := r.Header.Get("Accept")
+	lines := json.NewEncoder(w)
+	var show func(gateway.Step)
+	if strings.Contains(accept, "application/x-ndjson") {
+		show = func(s gateway.Step) {
+			w.Header().Set("Content-Type", "application/x-ndjson")
+			_ = lines.Encode(s) // a client that has gone cannot be told
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+	report, err := a.Gateway.Probe(r.Context(), rule.URL, show)
 	if err != nil { // a deny rule, a wildcard, http://
 		writeJSON(w, http.StatusConflict, map[string]string{"error": err.Error()})
+		return
+	}
+	if show != nil {
+		_ = lines.Encode(report)
 		return
 	}
 	status := http.StatusOK
 	if !report.OK {
 		status = http.StatusBadGateway
+	}
+	if strings.Contains(accept, "text/html") {
+		a.render(w, r, status, "report", report)
+		return
 	}
 	writeJSON(w, status, report)
 }

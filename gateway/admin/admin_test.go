@@ -30,6 +30,7 @@ type stack struct {
 	gateway  *gateway.Gateway
 	ca       *certs.CA
 	config   *rules.Config
+	options  admin.Options
 	handler  http.Handler
 	provider *demo.IdentityProvider
 }
@@ -95,7 +96,8 @@ func (s *stack) start(t *testing.T, adminTable string) *stack {
 			t.Error(err)
 		}
 	})
-	s.handler = admin.New(admin.Options{Gateway: s.gateway, Admin: s.config.Admin, Version: "1.2.3", Log: slog.New(slog.DiscardHandler)}).Handler
+	s.options = admin.Options{Gateway: s.gateway, Admin: s.config.Admin, Version: "1.2.3", Log: slog.New(slog.DiscardHandler)}
+	s.handler = admin.New(s.options).Handler
 	return s
 }
 

@@ -41,6 +41,15 @@ type Record struct {
 	Attempts       int       `json:"attempts,omitempty"`
 	Outcome        Outcome   `json:"outcome"`
 	Reason         string    `json:"reason,omitempty"` // the problem code, when the gateway answered itself
+	// Detail and Hint are for the status page, and not in the audit: what a
+	// problem code means here, and what to change.
+	Detail string `json:"-"`
+	Hint   string `json:"-"`
+}
+
+// Failed reports whether the request did not bring what its client asked for.
+func (r *Record) Failed() bool {
+	return r.Status >= 400 || r.Outcome != Forwarded && r.Outcome != Tunnelled
 }
 
 // Outcome is how a request ended.

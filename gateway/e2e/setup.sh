@@ -25,6 +25,8 @@ needs=(
   "nginx|nginx|the benchmark's comparison with nginx"
   "prlimit|util-linux|the test without file descriptors"
   "unshare|util-linux|the test with a full disk"
+  "promtool|prometheus|the tests of alert rules and dashboard"
+  "chromium|chromium|the tests of the status page"
 )
 keycloak_version=26.7.3 # also in keycloak_test.go; it runs on Java 17, and Debian 12 has no newer one
 keycloak=.keycloak-$keycloak_version

@@ -598,7 +598,7 @@ _orthanc_dicomweb_oauth() {
   local -a asked found
   asked=("${(@)words[1,CURRENT-1]}")
   [[ ${words[CURRENT]} == -* ]] && asked+=("${words[CURRENT]}")
-  found=("${(@f)$(_CLI_ZSH_AUTOCOMPLETE_HACK=1 "${asked[@]}" --generate-bash-completion 2>/dev/null)}")
+  found=("${(@f)$("${asked[@]}" --generate-bash-completion 2>/dev/null)}")
   if [[ -n ${found[1]} ]]; then _describe values found; else _files; fi
 }
 compdef _orthanc_dicomweb_oauth orthanc-dicomweb-oauth

@@ -26,7 +26,7 @@ const (
 	// queryTimeout is longer than Orthanc waits by default.
 	queryTimeout = 90 * time.Second
 	// settleTime is how long the gateway may take to count what has happened.
-	settleTime = 2 * time.Second
+	settleTime = time.Second
 	settleStep = 50 * time.Millisecond
 )
 

@@ -513,7 +513,7 @@ func orthancLogin(username, passwordFile string) (orthanc.Options, error) {
 }
 
 // errRegisterFailed is a registration whose steps have been shown.
-var errRegisterFailed = errors.New("Orthanc does not work through the gateway yet")
+var errRegisterFailed = errors.New("the registration failed")
 
 // register is the command orthanc register.
 func register(ctx context.Context, path string, o orthanc.Options, asJSON bool, stdout io.Writer) error {
@@ -687,7 +687,9 @@ func newSteps(out io.Writer, width int, what string, live bool) *steps {
 func (p *steps) draw() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.drawn, _ = fmt.Fprintf(p.out, "\r%s ... %.0f s", p.what, time.Since(p.since).Seconds())
+	line := fmt.Sprintf("%s ... %.0f s", p.what, time.Since(p.since).Seconds())
+	p.drawn = len(line)
+	fmt.Fprintf(p.out, "\r%s", line)
 }
 
 func (p *steps) erase() {

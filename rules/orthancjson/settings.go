@@ -90,7 +90,7 @@ func NewSettings(c *rules.Config, o SettingsOptions) (s Settings, notes []string
 		DicomWeb:       DicomWeb{Servers: Servers(c)},
 	}
 	note("HttpProxy: all outgoing HTTP of Orthanc goes there, to peers and by plugins too; keep what is local away with NO_PROXY in Orthanc's environment")
-	note("HttpsCACertificates: the path as this machine has it; in a container it is where that file is mounted. For other https servers of Orthanc add the system's CAs")
+	note("HttpsCACertificates: the path as this machine has it; in a container it is where that file is mounted. If Orthanc speaks with other https servers: `ca bundle --system` prints one with the system's CAs")
 	note("HttpTimeout: in seconds, for a whole transfer and not for a wait; Orthanc's default of 60 cuts large studies, and before Orthanc 1.13 a 0 means 60")
 	for _, r := range c.Rules {
 		if _, wildcard := r.Host(); wildcard && r.Action == rules.Inject {

@@ -226,6 +226,7 @@ func TestRegisterWithAPluginRootOfItsOwn(t *testing.T) {
 		"Url": "https://old.example.org/", "HasDelete": "1", "Username": "u", "Password": nil, "HttpHeaders": []string{"Authorization"},
 		"Timeout": 90, "ChunkedTransfers": "0", "Pkcs11": false, "CertificateFile": "/old.pem",
 	}
+	d.servers["reader"] = map[string]any{"Url": "https://reader.example.org/", "HasDelete": "1"}
 	d.servers["other"] = map[string]any{"Url": "https://other.example.org/"}
 	r, err := d.register(azure, rule("reader", "https://reader.example.org/", `methods = ["GET"]`))
 	if err != nil {

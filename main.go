@@ -584,16 +584,16 @@ func health(ctx context.Context, path, url string, stdout io.Writer) error {
 // shells are those that can complete our commands.
 const shells = "bash|zsh|fish|powershell"
 
-// completions are the scripts by shell; each asks the program itself.
-var completions = map[string]string{
-	"bash": `_orthanc_dicomweb_oauth() {
+// The scripts that complete our commands; each asks the program itself.
+const (
+	bashCompletion = `_orthanc_dicomweb_oauth() {
   local cur=${COMP_WORDS[COMP_CWORD]} words=("${COMP_WORDS[@]:0:COMP_CWORD}")
   case $cur in -*) words+=("$cur") ;; esac
   COMPREPLY=($(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
 }
 complete -o bashdefault -o default -F _orthanc_dicomweb_oauth orthanc-dicomweb-oauth
-`,
-	"zsh": `#compdef orthanc-dicomweb-oauth
+`
+	zshCompletion = `#compdef orthanc-dicomweb-oauth
 _orthanc_dicomweb_oauth() {
   local -a asked found
   asked=("${(@)words[1,CURRENT-1]}")
@@ -602,16 +602,16 @@ _orthanc_dicomweb_oauth() {
   if [[ -n ${found[1]} ]]; then _describe values found; else _files; fi
 }
 compdef _orthanc_dicomweb_oauth orthanc-dicomweb-oauth
-`,
-	"fish": `function _orthanc_dicomweb_oauth
+`
+	fishCompletion = `function _orthanc_dicomweb_oauth
   set -l asked (commandline -opc)
   set -l word (commandline -ct)
   string match -q -- '-*' $word; and set -a asked $word
   $asked --generate-bash-completion 2>/dev/null
 end
 complete -c orthanc-dicomweb-oauth -a '(_orthanc_dicomweb_oauth)'
-`,
-	"powershell": `Register-ArgumentCompleter -Native -CommandName orthanc-dicomweb-oauth -ScriptBlock {
+`
+	powershellCompletion = `Register-ArgumentCompleter -Native -CommandName orthanc-dicomweb-oauth -ScriptBlock {
   param($word, $ast, $position)
   $command, $rest = @($ast.CommandElements | ForEach-Object { $_.ToString() })
   if ($word -and -not $word.StartsWith('-')) { $rest = @($rest | Select-Object -SkipLast 1) }
@@ -619,13 +619,22 @@ complete -c orthanc-dicomweb-oauth -a '(_orthanc_dicomweb_oauth)'
     [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_)
   }
 }
-`,
-}
+`
+)
 
 // completion is the completion command.
 func completion(c *cli.Context, stdout io.Writer) error {
-	script, known := completions[c.Args().First()]
-	if !known {
+	var script string
+	switch c.Args().First() {
+	case "bash":
+		script = bashCompletion
+	case "zsh":
+		script = zshCompletion
+	case "fish":
+		script = fishCompletion
+	case "powershell":
+		script = powershellCompletion
+	default:
 		return &usageError{"completion needs the name of a shell: bash, zsh, fish or powershell", "such as: " + c.Command.UsageText}
 	}
 	_, err := io.WriteString(stdout, script)

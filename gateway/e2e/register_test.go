@@ -222,6 +222,14 @@ func TestRegisterNamesWrongCredentialsOfOrthanc(t *testing.T) {
 	b.register(t, 0, o, []string{"ORTHANC_PASSWORD=rest-pass"}, "--username", "admin")
 }
 
+func TestRegisterNamesAMissingPlugin(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, emptyAnswer)
+	settings := b.settings()
+	settings["Plugins"] = []string{}
+	wantFailure(t, b.register(t, 1, b.orthanc(t, settings), nil), "plugin", "without its DICOMweb plugin", "orthanc-dicomweb")
+}
+
 func TestRegisterNamesARefusalOfTheServer(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(w http.ResponseWriter, _ *http.Request) {

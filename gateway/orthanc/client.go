@@ -2,6 +2,7 @@ package orthanc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,15 +98,10 @@ func (c *client) call(ctx context.Context, method string, body, result any, path
 // DicomWeb.Root may have changed.
 func (c *client) plugin(ctx context.Context) (version string, err error) {
 	var plugin struct{ Version, RootUri string } //nolint:revive // Orthanc's name
-	if err := c.call(ctx, http.MethodGet, nil, &plugin, "plugins", "dicom-web"); err != nil {
-		return "", err
-	}
+	err = c.call(ctx, http.MethodGet, nil, &plugin, "plugins", "dicom-web")
 	root := strings.TrimSuffix(plugin.RootUri, "app/client/index.html")
-	c.root = strings.Trim(strings.TrimLeft(root, "./"), "/")
-	if c.root == "" {
-		c.root = "dicom-web"
-	}
-	return plugin.Version, nil
+	c.root = cmp.Or(strings.Trim(strings.TrimLeft(root, "./"), "/"), "dicom-web")
+	return plugin.Version, err
 }
 
 // servers returns the settings of the DICOMweb servers that Orthanc has.

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"orthanc-dicomweb-oauth/gateway"
@@ -94,6 +95,7 @@ type registration struct {
 	client  *client
 	gateway *admin.Client // nil: turned off
 	servers map[string]orthancjson.Server
+	known   map[string]map[string]any // the settings of the servers that Orthanc has had
 	report  Report
 	onStep  func(Step)
 }
@@ -134,17 +136,8 @@ func (r *registration) run(ctx context.Context) {
 		return
 	}
 	names := slices.Sorted(maps.Keys(r.servers))
-	var known map[string]map[string]any
 	for _, name := range names {
-		if !r.step(ctx, "register", name, func(ctx context.Context) (string, *failure) {
-			var failed *failure
-			if known == nil {
-				if known, failed = r.list(ctx); failed != nil {
-					return "", failed
-				}
-			}
-			return r.put(ctx, name, known[name])
-		}) {
+		if !r.step(ctx, "register", name, func(ctx context.Context) (string, *failure) { return r.put(ctx, name) }) {
 			return
 		}
 	}
@@ -188,17 +181,26 @@ func refusesUs(e answerError) bool {
 	return e.status == http.StatusUnauthorized || e.status == http.StatusForbidden
 }
 
+// findPlugin learns the plugin's root, and the servers that it has. That root is
+// only guessed where somebody hides Orthanc's plugins from this user.
 func (r *registration) findPlugin(ctx context.Context) (string, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	version, err := r.client.plugin(ctx)
-	if answer, ok := errors.AsType[answerError](err); ok && answer.status == http.StatusNotFound {
+	if _, answered := errors.AsType[answerError](err); err != nil && !answered {
+		return "", r.refused("", err)
+	}
+	r.known, err = r.client.servers(ctx)
+	answer, _ := errors.AsType[answerError](err)
+	switch {
+	case err == nil:
+		return strings.TrimSpace("DICOMweb " + version), nil
+	case answer.status == http.StatusNotFound && version != "":
+		return "", &failure{"Orthanc's DICOMweb plugin is turned off", "remove Enable = false from the section DicomWeb of orthanc.json, and restart Orthanc", true}
+	case answer.status == http.StatusNotFound:
 		return "", &failure{"Orthanc runs without its DICOMweb plugin", "install it (Debian: orthanc-dicomweb), name it in Plugins of orthanc.json, and restart Orthanc", true}
 	}
-	if err != nil {
-		return "", r.refused("may not ask for its plugins", err)
-	}
-	return "DICOMweb " + version, nil
+	return "", r.refused("may not ask for the DICOMweb servers", err)
 }
 
 // refused is a call that Orthanc should have answered.
@@ -209,23 +211,10 @@ func (r *registration) refused(what string, err error) *failure {
 	return &failure{err.Error(), "see Orthanc's log", true}
 }
 
-func (r *registration) list(ctx context.Context) (map[string]map[string]any, *failure) {
+func (r *registration) put(ctx context.Context, name string) (string, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	known, err := r.client.servers(ctx)
-	if answer, ok := errors.AsType[answerError](err); ok && answer.status == http.StatusNotFound {
-		return nil, &failure{"Orthanc's DICOMweb plugin is turned off", "remove Enable = false from the section DicomWeb of orthanc.json, and restart Orthanc", true}
-	}
-	if err != nil {
-		return nil, r.refused("may not ask for the DICOMweb servers", err)
-	}
-	return known, nil
-}
-
-func (r *registration) put(ctx context.Context, name string, old map[string]any) (string, *failure) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	s := r.servers[name]
+	s, old := r.servers[name], r.known[name]
 	if err := r.client.put(ctx, name, s, old); err != nil {
 		return "", r.refused("may not change the DICOMweb servers", err)
 	}

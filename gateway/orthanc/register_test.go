@@ -294,9 +294,10 @@ func TestWhatStopsTheRegistrationIsNamed(t *testing.T) {
 		{"a redirect, which the password does not follow", func(d *doubles) { d.answers["GET system"] = 302 }, []string{"!orthanc"}, []string{"is not Orthanc: HTTP 302"}},
 		{"a wrong password", func(d *doubles) { d.orthancAuth = "admin:another" }, []string{"!orthanc"}, []string{"does not accept this user", "RegisteredUsers"}},
 		{"no password where one is needed", func(d *doubles) { d.answers["GET system"] = 401 }, []string{"!orthanc"}, []string{"wants a user", "ORTHANC_PASSWORD"}},
-		{"no plugin", func(d *doubles) { d.noPlugin = true }, []string{"orthanc", "!plugin"}, []string{"without its DICOMweb plugin", "orthanc-dicomweb"}},
-		{"the plugin is off", func(d *doubles) { d.off = true }, []string{"orthanc", "plugin", "!register azure"}, []string{"turned off", "Enable"}},
-		{"a user who may not", func(d *doubles) { d.answers["PUT dicom-web/servers/azure"] = 403 }, []string{"orthanc", "plugin", "!register azure"}, []string{"HTTP 403", "may not change"}},
+		{"no plugin", func(d *doubles) { d.noPlugin, d.off = true, true }, []string{"orthanc", "!plugin"}, []string{"without its DICOMweb plugin", "orthanc-dicomweb"}},
+		{"the plugin is off", func(d *doubles) { d.off = true }, []string{"orthanc", "!plugin"}, []string{"turned off", "Enable"}},
+		{"a user who may not ask", func(d *doubles) { d.answers["GET dicom-web/servers"] = 403 }, []string{"orthanc", "!plugin"}, []string{"HTTP 403", "may not ask"}},
+		{"a user who may not change", func(d *doubles) { d.answers["PUT dicom-web/servers/azure"] = 403 }, []string{"orthanc", "plugin", "!register azure"}, []string{"HTTP 403", "may not change"}},
 		{"a rule that the running gateway lacks", func(d *doubles) { d.lacks = "azure" }, []string{"orthanc", "plugin", "register azure", "!gateway"}, []string{`no rule "azure"`, "reload"}},
 		{"the CA", func(d *doubles) { d.query["azure"] = func() int { d.untrusted++; return 500 } }, all, []string{"does not trust", "HttpsCACertificates", "/the/bundle.pem"}},
 		{"the proxy password", func(d *doubles) { d.query["azure"] = func() int { d.refused["proxy_auth_required"]++; return 500 } }, all, []string{"407", "--reveal"}},
@@ -354,6 +355,18 @@ func TestRegisterWithoutTheAdminListenerDoesNotClaimMoreThanItKnows(t *testing.T
 	}
 	wantSteps(t, r, "orthanc", "plugin", "register azure", "gateway", "query azure")
 	wantSaid(t, r, "not known")
+}
+
+func TestPluginsMayBeHidden(t *testing.T) {
+	t.Parallel()
+	d := newDoubles(t)
+	d.noPlugin = true
+	d.query["azure"] = d.arrives("azure", http.StatusOK)
+	r, err := d.register(azure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, r, "orthanc", "plugin", "register azure", "gateway", "query azure")
 }
 
 func TestAProbeThatStaysBehindIsNoted(t *testing.T) {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,7 +17,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,6 +32,7 @@ import (
 	"orthanc-dicomweb-oauth/gateway/admin"
 	"orthanc-dicomweb-oauth/gateway/audit"
 	"orthanc-dicomweb-oauth/gateway/demo"
+	"orthanc-dicomweb-oauth/gateway/orthanc"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/rules/orthancjson"
 	"orthanc-dicomweb-oauth/token"
@@ -53,6 +57,10 @@ func main() {
 
 // run is the whole program; it returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	args, ok := completable(args)
+	if !ok {
+		return 0
+	}
 	err := commands(stdout, stderr).RunContext(ctx, args)
 	if err == nil {
 		return 0
@@ -84,6 +92,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return code
 }
 
+// completable keeps a shell that asks for completions from running the command
+// instead, which urfave/cli does when "--" is among the words.
+func completable(args []string) ([]string, bool) {
+	n := len(args) - 1
+	if n < 1 || args[n] != "--generate-bash-completion" || !slices.Contains(args, "--") {
+		return args, true
+	}
+	if slices.Index(args, "--") != n-1 {
+		return nil, false // what follows "--" is not ours to complete
+	}
+	return slices.Concat(args[:n-1], []string{"-", args[n]}), true // a flag begins
+}
+
 func isType[E error](err error) bool {
 	_, ok := errors.AsType[E](err)
 	return ok
@@ -108,7 +129,7 @@ func (e *usageError) Error() string { return e.what }
 func commands(stdout, stderr io.Writer) *cli.App {
 	config := &cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", EnvVars: []string{"DICOMWEB_OAUTH_CONFIG"}, Value: "gateway.toml"}
 	jsonFlag := &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}
-	return &cli.App{
+	app := &cli.App{
 		Name:            name,
 		Usage:           "OAuth 2.0 for Orthanc's DICOMweb client, as a forward proxy",
 		HideVersion:     true,
@@ -116,15 +137,10 @@ func commands(stdout, stderr io.Writer) *cli.App {
 		Writer:          stdout,
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run decides about the exit code
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return &usageError{err.Error(), "see " + name + " --help"}
-		},
-		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return &usageError{fmt.Sprintf("unknown command %q", c.Args().First()), "see " + name + " --help"}
-			}
-			return cli.ShowAppHelp(c)
-		},
+		OnUsageError:    badFlag(""),
+		Action:          group(""),
+
+		EnableBashCompletion: true, // the other shells ask in the same way
 		Commands: []*cli.Command{
 			{
 				Name: "run", Usage: "serve as Orthanc's HttpProxy until SIGTERM",
@@ -142,7 +158,7 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				},
 				Action: func(c *cli.Context) error {
 					return demo.Run(c.Context, demo.Options{
-						Out: stdout, Color: isTerminal(stdout) && os.Getenv("NO_COLOR") == "",
+						Out: stdout, Color: colored(stdout),
 						Orthanc: c.String("orthanc"), TokenLifetime: c.Duration("token-lifetime"), Once: c.Bool("once"),
 						Start: func(ctx context.Context, path string) (*demo.Running, error) { return startForDemo(ctx, path, stderr) },
 					})
@@ -176,15 +192,10 @@ func commands(stdout, stderr io.Writer) *cli.App {
 					return test(c.Context, c.String("config"), c.Args().First(), c.Bool("json"), stdout)
 				},
 			},
+			orthancCommand(config, jsonFlag, stdout, stderr),
 			{
-				Name: "ca", Usage: "show and replace the local CA", HideHelpCommand: true,
-				UsageText: name + " ca show", OnUsageError: badFlag("ca"), Subcommands: caCommands(config, jsonFlag, stdout),
-				Action: func(c *cli.Context) error {
-					if c.NArg() == 0 {
-						return cli.ShowSubcommandHelp(c)
-					}
-					return &usageError{fmt.Sprintf("unknown command %q", "ca "+c.Args().First()), "see " + name + " ca --help"}
-				},
+				Name: "ca", Usage: "show and replace the local CA", UsageText: name + " ca show",
+				OnUsageError: badFlag("ca"), Action: group("ca"), Subcommands: caCommands(config, jsonFlag, stdout),
 			},
 			{
 				Name: "import", Usage: "print a gateway.toml made from the OAuth settings of an orthanc.json",
@@ -197,19 +208,69 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				},
 			},
 			{
-				Name: "version", Usage: "print the version", OnUsageError: badFlag("version"),
-				Action: func(*cli.Context) error {
-					_, err := fmt.Fprintln(stdout, name, buildVersion())
-					return err
-				},
+				Name: "health", Usage: "ask the gateway on this machine whether it is ready, for container health checks",
+				UsageText: name + " health --config gateway.toml",
+				Flags:     []cli.Flag{config, &cli.StringFlag{Name: "url", Usage: "ask the admin listener at `URL`, without a config: http://127.0.0.1:3129"}},
+
+				OnUsageError: badFlag("health"),
+				Action:       func(c *cli.Context) error { return health(c.Context, c.String("config"), c.String("url"), stdout) },
+			},
+			{
+				Name: "completion", Usage: "print a script that lets a shell complete our commands",
+				UsageText: "source <(" + name + " completion bash)", ArgsUsage: shells, OnUsageError: badFlag("completion"),
+				Action:       func(c *cli.Context) error { return completion(c, stdout) },
+				BashComplete: func(*cli.Context) { fmt.Fprintln(stdout, strings.ReplaceAll(shells, "|", "\n")) },
+			},
+			{
+				Name: "version", Usage: "print the version", UsageText: name + " version",
+				Flags: []cli.Flag{jsonFlag}, OnUsageError: badFlag("version"),
+				Action: func(c *cli.Context) error { return printVersion(c.Bool("json"), stdout) },
 			},
 		},
 	}
+	withoutHelpCommand(app.Commands)
+	return app
 }
 
+// withoutHelpCommand leaves --help alone: a command help below each command
+// would be completed where arguments belong.
+func withoutHelpCommand(commands []*cli.Command) {
+	for _, c := range commands {
+		c.HideHelpCommand = true
+		withoutHelpCommand(c.Subcommands)
+	}
+}
+
+// badFlag is what a command says about a flag that it does not have.
 func badFlag(command string) cli.OnUsageErrorFunc {
-	return func(_ *cli.Context, err error, _ bool) error {
-		return &usageError{err.Error(), fmt.Sprintf("see %s %s --help", name, command)}
+	return func(c *cli.Context, err error, _ bool) error {
+		hint := "see " + strings.Join(strings.Fields(name+" "+command+" --help"), " ")
+		if flag, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); unknown {
+			candidates := []string{"--help"}
+			for _, f := range c.Command.Flags {
+				candidates = append(candidates, "--"+f.Names()[0])
+			}
+			hint = cmp.Or(rules.DidYouMean("--"+strings.TrimPrefix(flag, "-"), candidates), hint)
+		}
+		return &usageError{err.Error(), hint}
+	}
+}
+
+// group is the action of a command that has nothing but commands: it shows its help.
+func group(command string) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if c.NArg() == 0 {
+			return cli.ShowSubcommandHelp(c)
+		}
+		var candidates []string
+		for _, sub := range c.Command.Subcommands {
+			candidates = append(candidates, sub.Name)
+		}
+		hint := "see " + strings.Join(strings.Fields(name+" "+command+" --help"), " ")
+		return &usageError{
+			fmt.Sprintf("unknown command %q", strings.TrimSpace(command+" "+c.Args().First())),
+			cmp.Or(rules.DidYouMean(c.Args().First(), candidates), hint),
+		}
 	}
 }
 
@@ -399,20 +460,13 @@ func test(ctx context.Context, path, target string, asJSON bool, stdout io.Write
 		return err
 	}
 	defer g.Shutdown(ctx) //nolint:errcheck // nothing was served
-	show := func(s gateway.Step) {
-		mark := "ok    "
-		if !s.OK {
-			mark = "FAILED"
-		}
-		fmt.Fprintf(stdout, "%-6s %s %6.0f ms  %s\n", s.Step, mark, s.Milliseconds, s.Detail)
-		if s.Hint != "" {
-			fmt.Fprintf(stdout, "       hint: %s\n", s.Hint)
-		}
-	}
+	show := newSteps(stdout, 6, "testing", isTerminal(stdout) && !asJSON)
+	defer show.end()
+	onStep := show.step
 	if asJSON {
-		show = nil
+		onStep = nil
 	}
-	report, err := g.Probe(ctx, target, show)
+	report, err := g.Probe(ctx, target, onStep)
 	if err != nil {
 		return &usageError{err.Error(), "see " + name + " match GET " + target}
 	}
@@ -444,6 +498,326 @@ func keepTested(c *rules.Config, target string) error {
 		}
 	}
 	return nil
+}
+
+// orthancCommand is what sets Orthanc's side up.
+func orthancCommand(config *cli.StringFlag, jsonFlag *cli.BoolFlag, stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name: "orthanc", Usage: "set Orthanc up: print its settings, or register the DICOMweb servers in a running one",
+		UsageText:    name + " orthanc config\n" + name + " orthanc register --url http://localhost:8042",
+		OnUsageError: badFlag("orthanc"), Action: group("orthanc"),
+		Subcommands: []*cli.Command{
+			{
+				Name: "config", Usage: "print what orthanc.json needs, as one JSON object to merge",
+				UsageText: name + " orthanc config --config gateway.toml",
+				Flags: []cli.Flag{
+					config,
+					&cli.StringFlag{Name: "format", Usage: "json, or env for the image orthancteam/orthanc: `FORMAT`", Value: "json"},
+					&cli.StringFlag{Name: "proxy-host", Usage: "`NAME` under which Orthanc reaches the gateway (default: the host of listen)"},
+					&cli.BoolFlag{Name: "reveal", Usage: "print user and password of the proxy, in clear"},
+				},
+				OnUsageError: badFlag("orthanc config"),
+				Action: func(c *cli.Context) error {
+					o := orthancjson.SettingsOptions{ProxyHost: c.String("proxy-host"), Reveal: c.Bool("reveal")}
+					return orthancConfig(c.String("config"), c.String("format"), o, stdout, stderr)
+				},
+			},
+			{
+				Name: "register", Usage: "register the rules as DICOMweb servers in a running Orthanc, and try each through the gateway",
+				UsageText: name + " orthanc register --url http://localhost:8042",
+				Flags: []cli.Flag{
+					config, jsonFlag,
+					&cli.StringFlag{Name: "url", Usage: "`URL` of Orthanc's REST API", Value: "http://localhost:8042"},
+					&cli.StringFlag{Name: "username", Usage: "`USER` of the REST API; the password is taken from ORTHANC_PASSWORD"},
+					&cli.StringFlag{Name: "password-file", Usage: "read the password from `FILE`"},
+				},
+				OnUsageError: badFlag("orthanc register"),
+				Action: func(c *cli.Context) error {
+					o, err := orthancLogin(c.String("username"), c.String("password-file"))
+					if err != nil {
+						return err
+					}
+					o.URL = c.String("url")
+					return register(c.Context, c.String("config"), o, c.Bool("json"), stdout)
+				},
+			},
+		},
+	}
+}
+
+// orthancSettings are what Orthanc needs for this config.
+func orthancSettings(c *rules.Config, o orthancjson.SettingsOptions) (orthancjson.Settings, []string, error) {
+	o.Bundle = filepath.Join(string(c.CA.Dir), "bundle.pem")
+	s, notes, err := orthancjson.NewSettings(c, o)
+	if err != nil {
+		return s, nil, &usageError{err.Error(), "let this user read the file, or leave --reveal out"}
+	}
+	return s, notes, nil
+}
+
+// orthancConfig is the command orthanc config.
+func orthancConfig(path, format string, o orthancjson.SettingsOptions, stdout, stderr io.Writer) error {
+	write := orthancjson.Settings.JSON
+	switch format {
+	case "json":
+	case "env":
+		write = orthancjson.Settings.Env
+	default:
+		return &usageError{fmt.Sprintf("unknown format %q", format), "give --format json or --format env"}
+	}
+	c, err := rules.Load(path, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	settings, notes, err := orthancSettings(c, o)
+	if err != nil {
+		return err
+	}
+	text, err := write(settings)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(settings.CACertificates); err != nil {
+		notes = append(notes, "HttpsCACertificates: the file is not there yet; the first run of the gateway makes it")
+	}
+	for _, note := range notes {
+		fmt.Fprintf(stderr, "note: %s\n", note)
+	}
+	_, err = stdout.Write(text)
+	return err
+}
+
+// orthancLogin takes the password of Orthanc's REST API from where it is no
+// argument that other users of the machine can see.
+func orthancLogin(username, passwordFile string) (orthanc.Options, error) {
+	o := orthanc.Options{Username: username, Password: token.NewSecret(os.Getenv("ORTHANC_PASSWORD"))}
+	if passwordFile != "" {
+		var err error
+		if o.Password, err = token.SecretFile(passwordFile).Read(); err != nil {
+			return o, &usageError{"--password-file: " + err.Error(), "name a file that holds nothing but the password"}
+		}
+	}
+	switch {
+	case username != "" && o.Password.Empty():
+		return o, &usageError{"--username needs a password", "give --password-file, or set ORTHANC_PASSWORD"}
+	case username == "" && passwordFile != "":
+		return o, &usageError{"--password-file needs --username", "add --username"}
+	}
+	return o, nil
+}
+
+// errRegisterFailed is a registration whose steps have been shown.
+var errRegisterFailed = errors.New("the registration failed")
+
+// register is the command orthanc register.
+func register(ctx context.Context, path string, o orthanc.Options, asJSON bool, stdout io.Writer) error {
+	c, err := rules.Load(path, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	o.Config = c
+	if o.Settings, _, err = orthancSettings(c, orthancjson.SettingsOptions{}); err != nil {
+		return err
+	}
+	show := newSteps(stdout, 8, "working", isTerminal(stdout) && !asJSON)
+	defer show.end()
+	onStep := func(s orthanc.Step) {
+		if s.Server != "" {
+			s.Detail = s.Server + ": " + s.Detail
+		}
+		show.step(s.Step)
+	}
+	if asJSON {
+		onStep = nil
+	}
+	report, err := orthanc.Register(ctx, o, onStep)
+	if err != nil {
+		return &usageError{err.Error(), "see " + name + " orthanc register --help"}
+	}
+	show.end()
+	if asJSON {
+		if err := json.NewEncoder(stdout).Encode(report); err != nil {
+			return err
+		}
+	} else {
+		for _, note := range report.Notes {
+			fmt.Fprintf(stdout, "note: %s\n", note)
+		}
+	}
+	if !report.OK {
+		return errRegisterFailed
+	}
+	return nil
+}
+
+// healthTimeout is below the patience of any container engine.
+const healthTimeout = 3 * time.Second
+
+// health is the health command.
+func health(ctx context.Context, path, url string, stdout io.Writer) error {
+	if url == "" {
+		c, err := rules.Load(path, os.LookupEnv)
+		if err != nil {
+			return err
+		}
+		if c.Admin.Listen == "" {
+			return &usageError{"[admin] listen is off, so there is nothing to ask", "set listen under [admin]"}
+		}
+		url = admin.URL(c.Admin)
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	detail, err := admin.Ready(ctx, strings.TrimSuffix(url, "/"))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, detail)
+	return err
+}
+
+// shells are those that can complete our commands.
+const shells = "bash|zsh|fish|powershell"
+
+// The scripts that complete our commands; each asks the program itself.
+const (
+	bashCompletion = `_orthanc_dicomweb_oauth() {
+  local cur=${COMP_WORDS[COMP_CWORD]} words=("${COMP_WORDS[@]:0:COMP_CWORD}")
+  case $cur in -*) words+=("$cur") ;; esac
+  COMPREPLY=($(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
+}
+complete -o bashdefault -o default -F _orthanc_dicomweb_oauth orthanc-dicomweb-oauth
+`
+	zshCompletion = `#compdef orthanc-dicomweb-oauth
+_orthanc_dicomweb_oauth() {
+  local -a asked found
+  asked=("${(@)words[1,CURRENT-1]}")
+  [[ ${words[CURRENT]} == -* ]] && asked+=("${words[CURRENT]}")
+  found=("${(@f)$("${asked[@]}" --generate-bash-completion 2>/dev/null)}")
+  if [[ -n ${found[1]} ]]; then _describe values found; else _files; fi
+}
+compdef _orthanc_dicomweb_oauth orthanc-dicomweb-oauth
+`
+	fishCompletion = `function _orthanc_dicomweb_oauth
+  set -l asked (commandline -opc)
+  set -l word (commandline -ct)
+  string match -q -- '-*' $word; and set -a asked $word
+  $asked --generate-bash-completion 2>/dev/null
+end
+complete -c orthanc-dicomweb-oauth -a '(_orthanc_dicomweb_oauth)'
+`
+	powershellCompletion = `Register-ArgumentCompleter -Native -CommandName orthanc-dicomweb-oauth -ScriptBlock {
+  param($word, $ast, $position)
+  $command, $rest = @($ast.CommandElements | ForEach-Object { $_.ToString() })
+  if ($word -and -not $word.StartsWith('-')) { $rest = @($rest | Select-Object -SkipLast 1) }
+  & $command @rest --generate-bash-completion | Where-Object { $_ -like "$word*" } | ForEach-Object {
+    [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_)
+  }
+}
+`
+)
+
+// completion is the completion command.
+func completion(c *cli.Context, stdout io.Writer) error {
+	var script string
+	switch c.Args().First() {
+	case "bash":
+		script = bashCompletion
+	case "zsh":
+		script = zshCompletion
+	case "fish":
+		script = fishCompletion
+	case "powershell":
+		script = powershellCompletion
+	default:
+		return &usageError{"completion needs the name of a shell: bash, zsh, fish or powershell", "such as: " + c.Command.UsageText}
+	}
+	_, err := io.WriteString(stdout, script)
+	return err
+}
+
+// printVersion is the version command.
+func printVersion(asJSON bool, stdout io.Writer) error {
+	if asJSON {
+		return json.NewEncoder(stdout).Encode(map[string]string{
+			"name": name, "version": buildVersion(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+		})
+	}
+	_, err := fmt.Fprintln(stdout, name, buildVersion())
+	return err
+}
+
+// steps prints the steps of a test as they are done and, on a terminal, a line
+// that tells for how long the next one has been under way.
+type steps struct {
+	out   io.Writer
+	width int // of the steps' names
+	what  string
+	end   func() // erases that line; may be called again
+
+	mu    sync.Mutex // held while writing
+	since time.Time
+	drawn int // length of that line as it stands there
+}
+
+// newSteps prints to out; the caller calls end. With live it draws the line.
+func newSteps(out io.Writer, width int, what string, live bool) *steps {
+	p := &steps{out: out, width: width, what: what, since: time.Now(), end: func() {}}
+	if !live {
+		return p
+	}
+	done := make(chan struct{})
+	var drawing sync.WaitGroup
+	drawing.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				p.draw()
+			}
+		}
+	})
+	p.end = sync.OnceFunc(func() {
+		close(done)
+		drawing.Wait()
+		p.erase()
+	})
+	return p
+}
+
+func (p *steps) draw() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	line := fmt.Sprintf("%s ... %.0f s", p.what, time.Since(p.since).Seconds())
+	p.drawn = len(line)
+	fmt.Fprintf(p.out, "\r%s", line)
+}
+
+func (p *steps) erase() {
+	if p.drawn > 0 {
+		fmt.Fprintf(p.out, "\r%*s\r", p.drawn, "")
+		p.drawn = 0
+	}
+}
+
+func (p *steps) step(s gateway.Step) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.erase()
+	p.since = time.Now()
+	mark, style := "ok    ", "32"
+	if !s.OK {
+		mark, style = "FAILED", "31"
+	}
+	if colored(p.out) {
+		mark = "\x1b[" + style + "m" + mark + "\x1b[0m"
+	}
+	fmt.Fprintf(p.out, "%-*s %s %6.0f ms  %s\n", p.width, s.Step, mark, s.Milliseconds, s.Detail)
+	if s.Hint != "" {
+		fmt.Fprintf(p.out, "%*s hint: %s\n", p.width, "", s.Hint)
+	}
 }
 
 // service is a gateway with its admin listener, both serving.
@@ -612,6 +986,11 @@ func isTerminal(w io.Writer) bool {
 	}
 	info, err := f.Stat()
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0
+}
+
+// colored reports whether to write ANSI colours (no-color.org).
+func colored(w io.Writer) bool {
+	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && runtime.GOOS != "windows"
 }
 
 func buildVersion() string {

@@ -1,17 +1,22 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"orthanc-dicomweb-oauth/gateway"
 )
 
 // TestMain makes the test binary the program itself, so that the scripts run it without a build.
@@ -29,6 +34,7 @@ func TestScripts(t *testing.T) {
 			}
 			e.Defer(func() { busy.Close() })
 			e.Setenv("BUSY", busy.Addr().String())
+			e.Setenv("BUSY_PORT", strconv.Itoa(busy.Addr().(*net.TCPAddr).Port))
 			e.Setenv("SECRET", "s3cr3t")
 			return nil
 		},
@@ -73,4 +79,51 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		case <-ticker.C:
 		}
 	}
+}
+
+func TestHelpOfEachCommandHasAnExample(t *testing.T) {
+	check := func(words ...string) {
+		var help bytes.Buffer
+		if code := run(t.Context(), append(words, "--help"), &help, io.Discard); code != 0 {
+			t.Errorf("%q --help: exit code %d", words, code)
+		}
+		if _, usage, _ := strings.Cut(help.String(), "USAGE:"); !strings.Contains(usage, strings.Join(words, " ")) {
+			t.Errorf("%q --help has no example: %s", words, &help)
+		}
+	}
+	for _, c := range commands(io.Discard, io.Discard).Commands {
+		check(name, c.Name)
+		for _, sub := range c.Subcommands {
+			check(name, c.Name, sub.Name)
+		}
+	}
+}
+
+func TestTerminalShowsForHowLongAStepHasBeenUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		s := newSteps(&out, 5, "testing", true)
+		time.Sleep(2500 * time.Millisecond)
+		s.step(gateway.Step{Step: "dns", OK: true, Milliseconds: 2500, Detail: "found"})
+		time.Sleep(1200 * time.Millisecond)
+		s.end()
+		s.end()
+		want := "\rtesting ... 1 s\rtesting ... 2 s\r               \rdns   ok       2500 ms  found\n\rtesting ... 0 s\r               \r"
+		if out.String() != want {
+			t.Errorf("got  %q\nwant %q", &out, want)
+		}
+	})
+}
+
+func TestWithoutATerminalThereAreStepsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		s := newSteps(&out, 5, "testing", false)
+		time.Sleep(time.Hour)
+		s.step(gateway.Step{Step: "dns", Milliseconds: 1, Detail: "lost", Hint: "look"})
+		s.end()
+		if want := "dns   FAILED      1 ms  lost\n      hint: look\n"; out.String() != want {
+			t.Errorf("got %q, want %q", &out, want)
+		}
+	})
 }

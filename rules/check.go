@@ -147,7 +147,7 @@ func (d *decoder) checkRule(key string, r *Rule, c *Config) {
 	case r.Action != Inject && r.Profile != "":
 		d.problem(key+".profile", fmt.Sprintf("has no meaning for action %q", r.Action), "remove it, or use action = \"inject\"")
 	case r.Profile != "" && c.Profiles[r.Profile] == nil:
-		hint := closest(r.Profile, slices.Sorted(maps.Keys(c.Profiles)))
+		hint := DidYouMean(r.Profile, slices.Sorted(maps.Keys(c.Profiles)))
 		d.problem(key+".profile", fmt.Sprintf("there is no [profile.%s]", r.Profile), cmp.Or(hint, "add the table"))
 	}
 	if len(r.Methods) == 0 {
@@ -220,7 +220,7 @@ func badHeader(name, value string) string {
 
 func (d *decoder) oneOf(key, value string, allowed ...string) {
 	if !slices.Contains(allowed, value) {
-		d.problem(key, fmt.Sprintf("%q is not one of %s", value, strings.Join(allowed, ", ")), closest(value, allowed))
+		d.problem(key, fmt.Sprintf("%q is not one of %s", value, strings.Join(allowed, ", ")), DidYouMean(value, allowed))
 	}
 }
 

@@ -63,7 +63,7 @@ func (d *decoder) table(path string, raw map[string]any, dst any, explain func(k
 			}
 			continue
 		}
-		what, hint := "unknown key", closest(name, slices.Sorted(maps.Keys(fields)))
+		what, hint := "unknown key", DidYouMean(name, slices.Sorted(maps.Keys(fields)))
 		if explain != nil {
 			if w, h := explain(name); w != "" {
 				what, hint = w, h

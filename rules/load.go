@@ -89,7 +89,7 @@ func (d *decoder) config(tree map[string]any, c *Config) {
 		case name == "profile":
 			// Profiles inherit from [token], which is decoded after this loop.
 		default:
-			d.problem(name, "unknown table or key", closest(name, append(slices.Sorted(maps.Keys(tables)), "rule", "profile")))
+			d.problem(name, "unknown table or key", DidYouMean(name, append(slices.Sorted(maps.Keys(tables)), "rule", "profile")))
 		}
 	}
 	raw, ok := d.subtable("profile", tree["profile"])
@@ -139,7 +139,7 @@ func (d *decoder) profile(name string, raw map[string]any, c *Config) {
 		return
 	}
 	if p.Settings = token.NewSettings(p.Type); p.Settings == nil {
-		hint := closest(p.Type, token.Types())
+		hint := DidYouMean(p.Type, token.Types())
 		if hint == "" {
 			hint = "one of " + strings.Join(token.Types(), ", ")
 		}

@@ -52,8 +52,9 @@ func (ps Problems) sorted() Problems {
 	return ps
 }
 
-// closest returns a hint with the candidate that word was probably meant to be.
-func closest(word string, candidates []string) string {
+// DidYouMean returns a hint with the candidate that word was probably meant to
+// be; "" if none is near.
+func DidYouMean(word string, candidates []string) string {
 	best, bestDistance := "", len(word)/3+2
 	for _, c := range candidates {
 		if d := distance(word, c); d < bestDistance {

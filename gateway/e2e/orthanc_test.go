@@ -19,8 +19,9 @@ type orthanc struct {
 	process *process
 }
 
-// startOrthanc starts an Orthanc with settings of its own beside the ones that all have. Call ready before using it.
-func startOrthanc(t *testing.T, name string, settings map[string]any) *orthanc {
+// startOrthanc starts an Orthanc with settings, and variables of its environment, of its own beside the ones that all have.
+// Call ready before using it.
+func startOrthanc(t *testing.T, name string, settings map[string]any, env ...string) *orthanc {
 	t.Helper()
 	binary := program(t, "Orthanc", "/usr/sbin/Orthanc")
 	plugin := installed(t, "/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -45,7 +46,7 @@ func startOrthanc(t *testing.T, name string, settings map[string]any) *orthanc {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &orthanc{url: fmt.Sprintf("http://127.0.0.1:%d", port), process: start(t, name, nil, binary, path)}
+	return &orthanc{url: fmt.Sprintf("http://127.0.0.1:%d", port), process: start(t, name, env, binary, path)}
 }
 
 func (o *orthanc) ready(t *testing.T) {

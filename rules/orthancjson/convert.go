@@ -1,8 +1,9 @@
-// Package orthancjson turns the OAuth settings of an orthanc.json into a
-// gateway.toml: those of the Python plugin (section DicomWebOAuth) and those of
-// Orthanc's Google Cloud Platform plugin (section GoogleCloudPlatform). It reads
-// no file and asks no network; whether the result holds is for package rules to
-// say. It keeps no state.
+// Package orthancjson knows the orthanc.json. [Convert] turns the OAuth settings
+// in one into a gateway.toml: those of the Python plugin (section DicomWebOAuth)
+// and those of Orthanc's Google Cloud Platform plugin (section
+// GoogleCloudPlatform); it reads no file, and whether the result holds is for
+// package rules to say. [NewSettings] makes what an orthanc.json needs to use the
+// gateway. The package asks no network and keeps no state.
 package orthancjson
 
 import (

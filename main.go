@@ -28,6 +28,7 @@ import (
 	"orthanc-dicomweb-oauth/gateway/admin"
 	"orthanc-dicomweb-oauth/gateway/audit"
 	"orthanc-dicomweb-oauth/gateway/demo"
+	"orthanc-dicomweb-oauth/gateway/supervisor"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/rules/orthancjson"
 	"orthanc-dicomweb-oauth/token"
@@ -47,7 +48,9 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+	os.Exit(supervisor.Run(ctx, name, os.Stderr, func(ctx context.Context, stderr io.Writer) int {
+		return run(ctx, os.Args, os.Stdout, stderr)
+	}))
 }
 
 // run is the whole program; it returns the exit code.
@@ -419,6 +422,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	s.log.Info("started", "version", buildVersion(), "proxy", s.proxyAt.String(), "admin", address(s.adminAt),
 		"config", c.Path, "revision", c.Revision, "ca_bundle", s.ca.BundlePath(), "ca_fingerprint_sha256", s.ca.Fingerprint())
+	supervisor.Notify(s.log, "READY=1\nSTATUS=proxy on "+s.proxyAt.String()+", status page on "+address(s.adminAt))
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -433,6 +437,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 			defer cancel()
 			return errors.Join(err, s.stop(drain))
 		case <-ctx.Done():
+			supervisor.Notify(s.log, "STOPPING=1")
 			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(), "drain_timeout", c.Proxy.DrainTimeout.String())
 			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Proxy.DrainTimeout)
 			defer cancel()

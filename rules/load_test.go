@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -129,9 +130,15 @@ func TestEverythingSet(t *testing.T) {
 
 // The example of the design and those of the documentation load as they are.
 func TestExamplesLoad(t *testing.T) {
-	examples, err := filepath.Glob("../docs/examples/*.toml")
-	if err != nil {
-		t.Fatal(err)
+	var examples []string
+	err := filepath.WalkDir("../docs/examples", func(path string, _ fs.DirEntry, err error) error {
+		if filepath.Ext(path) == ".toml" {
+			examples = append(examples, path)
+		}
+		return err
+	})
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("%d examples, %v", len(examples), err)
 	}
 	cert, key := newPair(t)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -154,7 +161,7 @@ func TestExamplesLoad(t *testing.T) {
 		"azure-cert.pem": selfSigned(t, rsaKey), "azure-key.pem": pkcs8(t, rsaKey), "google-service-account.json": string(account),
 	}
 	for _, example := range append(examples, "testdata/design.toml") {
-		t.Run(filepath.Base(example), func(t *testing.T) {
+		t.Run(strings.TrimPrefix(example, "../docs/examples/"), func(t *testing.T) {
 			text, err := os.ReadFile(example)
 			if err != nil {
 				t.Fatal(err)
@@ -163,7 +170,13 @@ func TestExamplesLoad(t *testing.T) {
 			for name, content := range files {
 				write(t, filepath.Join(filepath.Dir(path), name), content, 0o600)
 			}
-			c, err := Load(path, anyVariable)
+			write(t, filepath.Join(filepath.Dir(path), "client_secret"), "s3cr3t", 0o440)
+			c, err := Load(path, func(name string) (string, bool) {
+				if name == "CREDENTIALS_DIRECTORY" {
+					return filepath.Dir(path), true
+				}
+				return anyVariable(name)
+			})
 			if err != nil {
 				t.Fatal(err)
 			}

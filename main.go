@@ -140,9 +140,13 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "orthanc", Usage: "also send with a real Orthanc: auto, off or its `PATH`", Value: demo.OrthancAuto},
 					&cli.DurationFlag{Name: "token-lifetime", Usage: "how long the provider's tokens live", Value: 12 * time.Second},
+					&cli.StringFlag{Name: "servers", Usage: "only the provider and the DICOMweb server, for a gateway of your own; what it needs goes into `FOLDER`"},
 					&cli.BoolFlag{Name: "once", Usage: "end after the story instead of serving on"},
 				},
 				Action: func(c *cli.Context) error {
+					if folder := c.String("servers"); folder != "" {
+						return demo.Serve(c.Context, folder, demo.Options{Out: stdout, Color: isTerminal(stdout) && os.Getenv("NO_COLOR") == ""})
+					}
 					return demo.Run(c.Context, demo.Options{
 						Out: stdout, Color: isTerminal(stdout) && os.Getenv("NO_COLOR") == "",
 						Orthanc: c.String("orthanc"), TokenLifetime: c.Duration("token-lifetime"), Once: c.Bool("once"),

@@ -426,7 +426,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	s.log.Info("started", "version", buildVersion(), "proxy", s.proxyAt.String(), "admin", address(s.adminAt),
 		"config", c.Path, "revision", c.Revision, "ca_bundle", s.ca.BundlePath(), "ca_fingerprint_sha256", s.ca.Fingerprint())
-	supervisor.Notify(s.log, "READY=1\nSTATUS=proxy on "+s.proxyAt.String()+", status page on "+address(s.adminAt))
+	supervisor.Notify(s.log, "READY=1\nSTATUS=proxy "+s.proxyAt.String()+", admin "+address(s.adminAt))
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)

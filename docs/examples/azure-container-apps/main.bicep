@@ -7,7 +7,7 @@ param location string = resourceGroup().location
 param workspace string
 param dicomService string
 param gatewayImage string
-param orthancImage string = 'orthancteam/orthanc:26.7.0'
+param orthancImage string = 'orthancteam/orthanc:26.8.2'
 @secure()
 param adminPassword string
 

@@ -2,7 +2,9 @@
 TOOLS         := $(CURDIR)/.tools/bin
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-v2.15.0
 GOFUMPT       := $(TOOLS)/gofumpt-v0.12.0
-SCRIPTS       := .ci/run gateway/e2e/setup.sh
+SCRIPTS       := .ci/run gateway/e2e/setup.sh $(wildcard docs/examples/*/*.sh)
+# What a release is built for; also in .goreleaser.yaml.
+PLATFORMS     := linux/amd64 linux/arm64 windows/amd64 windows/arm64 darwin/amd64 darwin/arm64
 
 # Which of the end-to-end tests to run.
 RUN ?= .
@@ -14,10 +16,19 @@ FUZZTIME ?= 20s
 DURATION ?= 30m
 SOAK_REPORT ?=
 
-.PHONY: build test unit e2e e2e-setup soak lint fmt tools fuzz demo bench bench-smoke
+.PHONY: build cross test unit e2e e2e-setup soak lint fmt tools fuzz demo bench bench-smoke
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o orthanc-dicomweb-oauth .
+
+# Builds and vets for every platform of a release; leaves nothing behind. The benchmark is for Linux.
+cross:
+	@set -e; for platform in $(PLATFORMS); do \
+		echo $$platform; \
+		export CGO_ENABLED=0 GOOS=$${platform%/*} GOARCH=$${platform#*/}; \
+		go build -trimpath -o /dev/null .; \
+		if [ $$GOARCH = amd64 ]; then go vet $$(go list ./... | grep -v /bench$$); fi; \
+	done
 
 test: e2e-setup unit e2e
 

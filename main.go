@@ -33,6 +33,7 @@ import (
 	"orthanc-dicomweb-oauth/gateway/audit"
 	"orthanc-dicomweb-oauth/gateway/demo"
 	"orthanc-dicomweb-oauth/gateway/orthanc"
+	"orthanc-dicomweb-oauth/gateway/supervisor"
 	"orthanc-dicomweb-oauth/rules"
 	"orthanc-dicomweb-oauth/rules/orthancjson"
 	"orthanc-dicomweb-oauth/token"
@@ -52,7 +53,9 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+	os.Exit(supervisor.Run(ctx, name, os.Stderr, func(ctx context.Context, stderr io.Writer) int {
+		return run(ctx, os.Args, os.Stdout, stderr)
+	}))
 }
 
 // run is the whole program; it returns the exit code.
@@ -154,9 +157,13 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "orthanc", Usage: "also send with a real Orthanc: auto, off or its `PATH`", Value: demo.OrthancAuto},
 					&cli.DurationFlag{Name: "token-lifetime", Usage: "how long the provider's tokens live", Value: 12 * time.Second},
+					&cli.StringFlag{Name: "servers", Usage: "only the provider and the DICOMweb server, for a gateway of your own; what it needs goes into `FOLDER`"},
 					&cli.BoolFlag{Name: "once", Usage: "end after the story instead of serving on"},
 				},
 				Action: func(c *cli.Context) error {
+					if folder := c.String("servers"); folder != "" {
+						return demo.Serve(c.Context, folder, demo.Options{Out: stdout, Color: colored(stdout)})
+					}
 					return demo.Run(c.Context, demo.Options{
 						Out: stdout, Color: colored(stdout),
 						Orthanc: c.String("orthanc"), TokenLifetime: c.Duration("token-lifetime"), Once: c.Bool("once"),
@@ -914,6 +921,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	s.log.Info("started", "version", buildVersion(), "proxy", s.proxyAt.String(), "admin", address(s.adminAt),
 		"config", c.Path, "revision", c.Revision, "ca_bundle", s.ca.BundlePath(), "ca_fingerprint_sha256", s.ca.Fingerprint())
+	supervisor.Notify(s.log, "READY=1\nSTATUS=proxy "+s.proxyAt.String()+", admin "+address(s.adminAt))
 	following, unfollow := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	defer followed.Wait()
@@ -929,6 +937,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		case err := <-s.failed:
 			return errors.Join(err, s.drain(ctx))
 		case <-ctx.Done():
+			supervisor.Notify(s.log, "STOPPING=1")
 			s.log.Info("stopping, running transfers may end", "cause", context.Cause(ctx).Error(),
 				"drain_timeout", s.gateway.Status().Config.Proxy.DrainTimeout.String())
 			if err := s.drain(ctx); errors.Is(err, context.DeadlineExceeded) {

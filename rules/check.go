@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -316,11 +317,19 @@ func (d *decoder) checkMode(key, path string, c *Config) {
 		}
 		return
 	}
-	if runtime.GOOS == "windows" || info.Mode().Perm()&0o077 == 0 || c.Proxy.PermissiveModes {
+	if runtime.GOOS == "windows" || info.Mode().Perm()&0o077 == 0 || c.Proxy.PermissiveModes || d.credential(path) {
 		return
 	}
 	d.problem(key, fmt.Sprintf("holds a secret in %s, which other users can read (mode %04o)", path, info.Mode().Perm()),
 		fmt.Sprintf("chmod 600 %s; for a mount whose modes you cannot change: permissive_modes = true under [proxy]", path))
+}
+
+// credential reports whether path lies in the folder of systemd's LoadCredential,
+// which is the service's alone. On a tmpfs its files show mode 0440, of which the
+// group bits are the mask of an access control list.
+func (d *decoder) credential(path string) bool {
+	dir, ok := d.lookup("CREDENTIALS_DIRECTORY")
+	return ok && filepath.IsAbs(dir) && filepath.Dir(path) == filepath.Clean(dir)
 }
 
 func validName(s string) bool {

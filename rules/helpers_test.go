@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -26,8 +27,13 @@ func variables(name string) (string, bool) {
 	return value, ok
 }
 
-// anyVariable sets every variable.
-func anyVariable(string) (string, bool) { return "x", true }
+// anyVariable sets every variable, those for a URL to one.
+func anyVariable(name string) (string, bool) {
+	if strings.HasSuffix(name, "_URL") {
+		return "https://dicom.example.org/dicom-web/", true
+	}
+	return "x", true
+}
 
 // writeConfig writes gateway.toml into a folder of its own, as chmod 600 would leave it.
 func writeConfig(t testing.TB, text string) string {

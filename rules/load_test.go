@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -131,9 +132,15 @@ func TestEverythingSet(t *testing.T) {
 
 // The example of the design and those of the documentation load as they are.
 func TestExamplesLoad(t *testing.T) {
-	examples, err := filepath.Glob("../docs/examples/*.toml")
-	if err != nil {
-		t.Fatal(err)
+	var examples []string
+	err := filepath.WalkDir("../docs/examples", func(path string, _ fs.DirEntry, err error) error {
+		if filepath.Ext(path) == ".toml" {
+			examples = append(examples, path)
+		}
+		return err
+	})
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("%d examples, %v", len(examples), err)
 	}
 	cert, key := newPair(t)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -152,16 +159,18 @@ func TestExamplesLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	files := map[string]string{
-		"hospital-ca.pem": cert, "client-cert.pem": cert, "client-key.pem": key, "smart-key.pem": pkcs8(t, curveKey),
+		"client_secret": "s3cr3t", "hospital-ca.pem": cert, "ca.pem": cert, "client-cert.pem": cert, "client-key.pem": key, "smart-key.pem": pkcs8(t, curveKey),
 		"azure-cert.pem": selfSigned(t, rsaKey), "azure-key.pem": pkcs8(t, rsaKey), "google-service-account.json": string(account),
 	}
+	// What stands elsewhere where the examples are used.
+	elsewhere := strings.NewReplacer(`"/certificates/`, `"`, `"${CREDENTIALS_DIRECTORY}/`, `"`)
 	for _, example := range append(examples, "testdata/design.toml") {
-		t.Run(filepath.Base(example), func(t *testing.T) {
+		t.Run(strings.TrimPrefix(example, "../docs/examples/"), func(t *testing.T) {
 			text, err := os.ReadFile(example)
 			if err != nil {
 				t.Fatal(err)
 			}
-			path := writeConfig(t, string(text))
+			path := writeConfig(t, elsewhere.Replace(string(text)))
 			for name, content := range files {
 				write(t, filepath.Join(filepath.Dir(path), name), content, 0o600)
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -70,6 +71,40 @@ func TestSecretsMustNotBeReadableByOthers(t *testing.T) {
 			problems, _ := errors.AsType[Problems](err)
 			if len(problems) != 1 || problems[0].Line == 0 || !strings.HasSuffix(problems.Error(), want) {
 				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
+	}
+}
+
+// systemd guards the folder of its credentials; what it shows as group bits is the mask of an access control list.
+func TestCredentialsOfSystemdPassWithTheirModes(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no systemd")
+	}
+	for _, row := range []struct {
+		name, below string // where the secret lies, below the folder of the credentials
+		refused     bool
+	}{
+		{"a credential", "client_secret", false},
+		{"a file deeper down", "sub/client_secret", true},
+		{"a file beside the folder", "../client_secret", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			credentials := filepath.Join(t.TempDir(), "credentials")
+			secret := filepath.Join(credentials, row.below)
+			if err := os.MkdirAll(filepath.Join(credentials, "sub"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			write(t, secret, "s3cr3t", 0o440)
+			text := strings.ReplaceAll(minimal, `client_secret  = "${SECRET}"`, `client_secret_file = "${CREDENTIALS_DIRECTORY}/`+row.below+`"`)
+			_, err := Load(writeConfig(t, text), func(name string) (string, bool) {
+				if name == "CREDENTIALS_DIRECTORY" {
+					return credentials, true
+				}
+				return variables(name)
+			})
+			if (err != nil) != row.refused {
+				t.Errorf("got %v, want refused: %v", err, row.refused)
 			}
 		})
 	}

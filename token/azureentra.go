@@ -140,8 +140,8 @@ type AzureWorkloadIdentity struct {
 	// ClientID is the id of the managed identity or application. Empty: AZURE_CLIENT_ID.
 	ClientID string `toml:"client_id"`
 	// TokenFile is the service account's token. Empty: AZURE_FEDERATED_TOKEN_FILE.
-	// It is read at each acquisition. Not a PrivateFile: Kubernetes projects it
-	// readable for all within the pod.
+	// It is read at each acquisition. Others may be able to read it: Kubernetes
+	// projects it so within the pod.
 	TokenFile File `toml:"token_file"`
 }
 

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// loopback is an HTTPS server on a free port of 127.0.0.1, HTTP/1.1 only, under a throw-away CA of its own.
+// loopback is an HTTPS server on 127.0.0.1, HTTP/1.1 only, under a throw-away CA of its own.
 type loopback struct {
 	listener net.Listener
 	server   *http.Server
@@ -25,14 +25,14 @@ type loopback struct {
 	active sync.WaitGroup // requests under way; Add only under mu and while not closed
 }
 
-// newLoopback listens. Nothing is answered before serve.
-func newLoopback() (*loopback, error) {
+// newLoopback listens on a port, 0 for a free one. Nothing is answered before serve.
+func newLoopback(port int) (*loopback, error) {
 	leaf, caPEM, err := newCertificate()
 	if err != nil {
 		return nil, err
 	}
 	var lc net.ListenConfig
-	listener, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	listener, err := lc.Listen(context.Background(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		return nil, fmt.Errorf("listen on loopback: %w", err)
 	}

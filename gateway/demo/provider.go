@@ -23,6 +23,7 @@ type ProviderOptions struct {
 	Audience      string        // the aud claim; default "https://dicomweb.demo"
 	TokenLifetime time.Duration // rounded up to seconds; default 5 minutes
 	AuthMethods   []string      // default client_secret_basic and client_secret_post
+	Port          int           // default a free one
 }
 
 // IdentityProvider is an OAuth 2.0 authorization server with the client credentials grant (RFC 6749), OpenID Connect
@@ -94,7 +95,7 @@ func startIdentityProvider(o ProviderOptions) (*IdentityProvider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("generate signing key: %w", err)
 	}
-	l, err := newLoopback()
+	l, err := newLoopback(o.Port)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,12 @@ func (s *stage) serve(ctx context.Context) {
 		p.note("# Orthanc Explorer, with \"send to DICOMweb server\"")
 		p.note("%s/app/explorer.html", s.orthanc.url)
 	}
+	s.showRequests(ctx, seen)
+}
+
+// showRequests prints each request after the first seen ones, until ctx ends.
+func (s *stage) showRequests(ctx context.Context, seen int) {
+	p := s.page
 	p.heading("What reaches the DICOMweb server")
 	for s.server.WaitRequests(ctx, seen+1) == nil {
 		var requests []Request

@@ -19,6 +19,9 @@ type ServerOptions struct {
 	// MaxBytes bounds the instances kept in memory; 0 means 512 MiB. What does not fit is answered 507.
 	MaxBytes int64
 
+	// Port is where to listen; 0 means a free one.
+	Port int
+
 	// Discard keeps nothing: a STOW-RS body of any size is read, hashed and forgotten (see Request.BodySHA256), and
 	// WADO-RS of any study streams StreamBody(n), n from the query parameter "bytes" (default 1 MiB), with a
 	// Content-Length where the parameter "length" is set, else chunked.
@@ -47,7 +50,7 @@ func startServer(o ServerOptions) (*Server, error) {
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = defaultMaxBytes
 	}
-	l, err := newLoopback()
+	l, err := newLoopback(o.Port)
 	if err != nil {
 		return nil, err
 	}

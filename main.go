@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"log/slog"
 	"maps"
 	"net"
@@ -51,6 +52,7 @@ const (
 )
 
 func main() {
+	log.SetOutput(io.Discard) // where net/http shows bytes that a server sent unasked: they may be a patient's, or a token's
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(supervisor.Run(ctx, name, os.Stderr, func(ctx context.Context, stderr io.Writer) int {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"orthanc-dicomweb-oauth/rules"
 )
@@ -150,14 +151,25 @@ func (g *Gateway) countingListener(ln net.Listener) net.Listener {
 
 type countingListener struct {
 	net.Listener
-	g *Gateway
+	g    *Gateway
+	told time.Time // when a failure was logged last
 }
 
-// Accept implements [net.Listener].
+// tellEvery is the shortest time between two log lines about connections that
+// cannot be accepted.
+const tellEvery = time.Minute
+
+// Accept implements [net.Listener]. Only the one loop of the front calls it.
 func (l *countingListener) Accept() (net.Conn, error) {
 	for {
 		nc, err := l.Listener.Accept()
 		if err != nil {
+			// net/http tries again, mostly for want of file descriptors, but says so
+			// only in a log that we discard.
+			if !errors.Is(err, net.ErrClosed) && time.Since(l.told) > tellEvery {
+				l.told = time.Now()
+				l.g.log.Error("connections cannot be accepted, trying on", "err", err, "hint", "raise the limit of open files, LimitNOFILE under systemd")
+			}
 			return nil, err
 		}
 		snap := l.g.current.Load()

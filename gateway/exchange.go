@@ -159,8 +159,8 @@ func (x *exchange) misdirected(t *tunnel) (problem, bool) {
 		port = 80
 	}
 	host, err := rules.ParseAuthority(x.in.Host, port)
-	if err != nil || x.in.URL.User != nil {
-		return problem{code: badRequest, detail: "the Host header is not a host"}, true
+	if err != nil || x.in.URL.User != nil || x.in.URL.Scheme == "https" && x.in.URL.Host == "" {
+		return problem{code: badRequest, detail: "the Host header or the request target is not a host"}, true
 	}
 	if host != t.authority || x.in.URL.Scheme != "" && x.in.URL.Scheme != "https" {
 		return problem{code: authorityMismatch, detail: "the request is for another host than its CONNECT"}, true

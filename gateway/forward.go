@@ -193,8 +193,9 @@ func (x *exchange) place() place { return place{x.scheme, x.authority} }
 
 // attempt is one request to the upstream. It returns the token that went with it.
 func (x *exchange) attempt() (*http.Response, *token.Token, error) {
-	req := x.request().WithContext(x.ctx)
+	req := x.request()
 	if x.body != nil {
+		req = req.WithContext(x.ctx) // whoever signs it may read all of it
 		body, ok := x.body.attempt()
 		if !ok {
 			return nil, nil, &refusal{problem{code: upstreamProtocol, detail: "the request could not be sent again"}}

@@ -223,7 +223,7 @@ func classify(err error) problem {
 func classifyTLS(err error) (problem, bool) {
 	p := problem{code: upstreamTLS}
 	if verify, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		p.detail, p.hint = certificateReason(verify.Err), "nothing was sent; if the server has a private CA, name it in the rule's ca_file"
+		p.detail, p.hint = certificateReason(verify), "nothing was sent; if the server has a private CA, name it in the rule's ca_file"
 		return p, true
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // how crypto/tls names the other side's alert
@@ -241,7 +241,8 @@ func classifyTLS(err error) (problem, bool) {
 	return p, false
 }
 
-func certificateReason(err error) string {
+func certificateReason(verify *tls.CertificateVerificationError) string {
+	err := verify.Err
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		if invalid.Reason == x509.Expired {
 			if time.Now().Before(invalid.Cert.NotBefore) {
@@ -254,10 +255,20 @@ func certificateReason(err error) string {
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return "the certificate is for another name"
 	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "the certificate is signed by an unknown authority, or its chain is incomplete"
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); !ok || len(verify.UnverifiedCertificates) == 0 {
+		return "the certificate was not accepted"
 	}
-	return "the certificate was not accepted"
+	chain := verify.UnverifiedCertificates
+	leaf, last := chain[0], chain[len(chain)-1]
+	switch {
+	case leaf.SignatureAlgorithm == x509.SHA1WithRSA || leaf.SignatureAlgorithm == x509.ECDSAWithSHA1:
+		return "the certificate is signed with SHA-1, which is broken"
+	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
+		return "the certificate is signed by itself"
+	case bytes.Equal(last.RawIssuer, last.RawSubject):
+		return "the certificate is signed by an unknown authority"
+	}
+	return "an intermediate certificate is missing, or the authority is unknown"
 }
 
 // refusal is a problem as an error.

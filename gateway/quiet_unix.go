@@ -7,9 +7,12 @@ import "syscall"
 // quiet reports whether nothing has arrived on an idle connection, neither its
 // end nor bytes that nobody asked for.
 func (c *upstreamConn) quiet() bool {
+	if c.surplus() {
+		return false
+	}
 	conn, ok := c.raw.(syscall.Conn)
-	if !ok || c.br.Buffered() > 0 || c.low.ahead() > 0 {
-		return !ok
+	if !ok {
+		return true // what has ended is found out by the next request, which is then sent again
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {

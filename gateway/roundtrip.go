@@ -94,6 +94,18 @@ func (c *upstreamConn) settle(ctx context.Context) {
 	_ = c.conn.SetReadDeadline(time.Time{})
 }
 
+// surplus reports whether the connection has ended, or bytes of it that belong
+// to no answer have been taken in already, here or by TLS. It does not wait.
+func (c *upstreamConn) surplus() bool {
+	if c.br.Buffered() > 0 {
+		return true
+	}
+	_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // nothing is read from the network
+	n, err := c.conn.Read(make([]byte, 1))
+	_ = c.conn.SetReadDeadline(time.Time{})
+	return n > 0 || !isTimeout(err)
+}
+
 // gate holds an upload back until the server has said that it wants the body.
 type gate struct {
 	after int64         // so many bytes go through before
@@ -271,7 +283,7 @@ func (c *upstreamConn) head(req *http.Request, g *gate) (*[]byte, error) {
 			continue
 		}
 		for _, v := range values {
-			if strings.ContainsAny(v, "\r\n\x00") {
+			if strings.IndexByte(v, '\n') >= 0 || strings.IndexByte(v, '\r') >= 0 || strings.IndexByte(v, 0) >= 0 {
 				return nil, errHeader
 			}
 			b = append(append(append(append(b, name...), ": "...), v...), "\r\n"...)

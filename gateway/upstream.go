@@ -3,13 +3,16 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"orthanc-dicomweb-oauth/rules"
@@ -150,6 +153,9 @@ func (u *upstream) secure(ctx context.Context, c net.Conn, a rules.Authority) (*
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.Close()
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			return nil, &refusal{problem{code: upstreamTLS, detail: "the server ended the connection during the TLS handshake", hint: "it may speak no TLS on this port, or want another version or a client certificate (client_cert, client_key)"}}
+		}
 		return nil, err
 	}
 	return &secureConn{Conn: conn, low: low}, nil
@@ -180,10 +186,6 @@ func (u *upstream) connect(ctx context.Context, p place) (*upstreamConn, error) 
 	return newUpstreamConn(u, p, c, conn), nil
 }
 
-// justNow is how long after its last answer a connection is taken without a look
-// at it: the look is a system call.
-const justNow = 20 * time.Millisecond
-
 // take returns a kept connection, or a new one. Those that the server has closed
 // are not taken, as far as that can be told.
 func (u *upstream) take(ctx context.Context, p place, fresh bool) (*upstreamConn, error) {
@@ -196,7 +198,7 @@ func (u *upstream) take(ctx context.Context, p place, fresh bool) (*upstreamConn
 		if c == nil {
 			return u.connect(ctx, p)
 		}
-		if idle := time.Since(c.idleSince); idle < justNow || idle < u.limits.IdleTimeout && c.quiet() {
+		if time.Since(c.idleSince) < u.limits.IdleTimeout && c.quiet() {
 			return c, nil
 		}
 		c.close()

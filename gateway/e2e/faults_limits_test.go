@@ -28,7 +28,7 @@ func TestOutOfFileDescriptors(t *testing.T) {
 	mux.Handle("POST /dicom-web/studies/1.2.3", server)
 	u := startUpstream(t, 5*time.Minute, mux)
 	g := newGateway(t, u, profileFor(u.provider.issuer+"/token"), clientSecret)
-	g.command = append([]string{program(t, "prlimit"), fmt.Sprintf("--nofile=%d", limit)}, g.command...)
+	g.command = append([]string{program(t, "prlimit"), fmt.Sprintf("--nofile=%d", limit)}, g.program()...)
 	g.start(t)
 	g.waitReady(t)
 	o := startClient(t, u, g, g.bundle)
@@ -105,7 +105,7 @@ func TestDiskOfTheAuditFileFull(t *testing.T) {
 	dir := t.TempDir()
 	g.configure(t, "[log]", fmt.Sprintf("audit = %q", filepath.Join(dir, "audit.jsonl")))
 	// The file system is of the gateway's mount namespace, and ends with it.
-	g.command = append([]string{unshare, "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"`, dir}, g.command...)
+	g.command = append([]string{unshare, "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"`, dir}, g.program()...)
 	g.start(t)
 	g.waitReady(t)
 	seenFromHere := filepath.Join(fmt.Sprintf("/proc/%d/root", g.process.cmd.Process.Pid), dir)
@@ -131,8 +131,28 @@ func TestDiskOfTheAuditFileFull(t *testing.T) {
 	if err := os.WriteFile(filler, make([]byte, 64<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("got %v, want a full disk", err)
 	}
-	full := ask(50) // more than a page, which is what a file may still have
-	if now := ask(20); now != full {
+	lost := func(atLeast int) {
+		t.Helper()
+		eventually(t, 5*time.Second, func() error {
+			text, err := get(loopbackClient, g.admin+"/dicomweb-oauth/status")
+			var status struct {
+				AuditLost int `json:"audit_lost"`
+			}
+			if err == nil {
+				err = json.Unmarshal(text, &status)
+			}
+			if err == nil && status.AuditLost < atLeast {
+				err = fmt.Errorf("%d records are lost, want at least %d", status.AuditLost, atLeast)
+			}
+			return err
+		})
+	}
+	ask(50) // more than a page, which is what a file may still have
+	lost(30)
+	full := ask(0)
+	ask(20)
+	lost(50)
+	if now := ask(0); now != full {
 		t.Errorf("%d records on a full disk after %d", now, full)
 	}
 

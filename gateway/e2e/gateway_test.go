@@ -22,7 +22,7 @@ type gateway struct {
 	admin   string // base URL
 	config  string
 	secret  string   // the client's
-	command []string // the program under test, behind what it is started by if anything
+	command []string // the program under test, behind what it is started by if anything; empty: it alone
 	process *process // nil before its start
 }
 
@@ -97,7 +97,7 @@ func newGateway(t *testing.T, u *upstream, profile, secret string, others ...str
 		proxy:  fmt.Sprintf("http://127.0.0.1:%d", ports[0]),
 		bundle: filepath.Join(dir, "ca", "bundle.pem"),
 		admin:  fmt.Sprintf("http://127.0.0.1:%d", ports[1]),
-		secret: secret, command: []string{gatewayBinary},
+		secret: secret,
 	}
 	g.config = filepath.Join(dir, "gateway.toml")
 	text := fmt.Sprintf(gatewayTOML, ports[0], ports[1], u.server.url, u.pki.caFile, profileName, profile)
@@ -131,10 +131,18 @@ func (g *gateway) configure(t *testing.T, section, line string) {
 	}
 }
 
+// program is what start runs.
+func (g *gateway) program() []string {
+	if g.command == nil {
+		return []string{gatewayBinary}
+	}
+	return g.command
+}
+
 // start starts the gateway, for the first time or again, and waits until it answers.
 func (g *gateway) start(t *testing.T) {
 	t.Helper()
-	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, slices.Concat(g.command, []string{"run", "--config", g.config})...)
+	g.process = start(t, "gateway", []string{"E2E_CLIENT_SECRET=" + g.secret}, slices.Concat(g.program(), []string{"run", "--config", g.config})...)
 	g.process.ready(t, func() error {
 		_, err := get(loopbackClient, g.admin+"/livez")
 		return err

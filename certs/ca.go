@@ -187,7 +187,7 @@ func (ca *CA) inForce() error {
 // create makes the first CA of a folder.
 func create(dir string, names *Names) error {
 	hint := "let the gateway's user write there, or set dir under [ca]"
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o711); err != nil { // Orthanc, as another user, is to read the bundle
 		return &FolderError{dir, "make a new CA: " + err.Error(), hint}
 	}
 	return change(dir, "make a new CA", hint, func() error {

@@ -75,7 +75,7 @@ func TestFirstStartMakesACA(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "ca")
 	ca := open(t, dir, hosts)
 	if runtime.GOOS != "windows" {
-		for path, want := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, dir + "/ca-key.pem": 0o600, dir + "/ca.pem": 0o644, dir + "/bundle.pem": 0o644} {
+		for path, want := range map[string]fs.FileMode{dir: 0o711 | fs.ModeDir, dir + "/ca-key.pem": 0o600, dir + "/ca.pem": 0o644, dir + "/bundle.pem": 0o644} {
 			if info, err := os.Stat(path); err != nil || info.Mode() != want {
 				t.Errorf("%s: got %v, %v, want mode %v", path, info.Mode(), err, want)
 			}

@@ -173,6 +173,10 @@ func (x *exchange) misdirected(t *tunnel) (problem, bool) {
 // credential.
 func (x *exchange) plain() {
 	x.scheme = "http"
+	if !x.in.ProtoAtLeast(1, 1) {
+		x.refuse(problem{code: badRequest, detail: "only HTTP/1.1 can show where an answer was cut"})
+		return
+	}
 	a, err := rules.ParseAuthority(x.in.Host, 80)
 	if err != nil || x.in.URL.User != nil {
 		x.refuse(problem{code: badRequest, detail: "the URL's host is not a host"})

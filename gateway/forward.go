@@ -262,10 +262,17 @@ func (x *exchange) exchangeWith(up *upstream, req *http.Request, t *token.Token)
 				continue
 			}
 		}
-		if !errors.Is(err, errStale) || fresh || !x.rewind(req) {
+		if !errors.Is(err, errStale) || fresh || !x.repeatable() || !x.rewind(req) {
 			return resp, err
 		}
 	}
+}
+
+// repeatable reports whether the request may be carried out twice. Without a
+// credential of ours it may be any request of Orthanc's, not only DICOMweb
+// (RFC 9110 section 9.2.2).
+func (x *exchange) repeatable() bool {
+	return x.source != nil || x.in.Method != http.MethodPost && x.in.Method != http.MethodPatch
 }
 
 // rewind gives the request its body once more, from the first byte, if it has one.
@@ -376,7 +383,7 @@ func (x *exchange) canRepeat(resp *http.Response, refused *token.Token) bool {
 		}
 	}
 	t, err := x.source.Token(x.ctx)
-	return err == nil && t.Generation() != refused.Generation()
+	return err == nil && t.Generation() != refused.Generation() && (x.body == nil || x.body.replayable())
 }
 
 // modify makes the upstream's answer one that Orthanc understands.

@@ -188,8 +188,9 @@ func (c *upstreamConn) exchange(req *http.Request, g *gate, wrote func(), stop f
 		c.await()
 	default:
 		written = make(chan error, 1)
+		body := req.Body // req may get another one, for the next attempt, while this one still goes out
 		go func() {
-			err := c.writeBody(req, g)
+			err := c.writeBody(req, body, g)
 			if err == nil || !errors.Is(err, errClient) {
 				c.await() // an answer may be on its way even if the server takes no more
 			} else {
@@ -202,7 +203,7 @@ func (c *upstreamConn) exchange(req *http.Request, g *gate, wrote func(), stop f
 	var resp *http.Response
 	for {
 		if _, err := c.br.Peek(1); err != nil {
-			if kept && !isTimeout(err) {
+			if kept && resp == nil && !isTimeout(err) {
 				return nil, errStale
 			}
 			return nil, err
@@ -218,16 +219,17 @@ func (c *upstreamConn) exchange(req *http.Request, g *gate, wrote func(), stop f
 			g.decide(true)
 		}
 	}
-	g.decide(resp.StatusCode < 300) // some servers answer while they read on
+	g.decide(resp.StatusCode >= 200 && resp.StatusCode < 300) // some servers answer while they read on
 	c.awaiting(false)
 	c.left = math.MaxInt64
 	if n := resp.ContentLength; n < 0 || n > bulkSize/2 {
 		c.low.reading.Store(true)
 	}
-	body := &answerBody{c: c, body: resp.Body, written: written, stop: stop, keep: !resp.Close && writeErr == nil}
-	resp.Body = body
-	if resp.ContentLength == 0 {
-		body.finish(true)
+	answer := &answerBody{c: c, body: resp.Body, written: written, stop: stop, keep: !resp.Close && resp.StatusCode >= 200 && writeErr == nil}
+	answer.success = resp.StatusCode < 300
+	resp.Body = answer
+	if resp.ContentLength == 0 && !answer.uploading() {
+		answer.finish(true)
 	}
 	return resp, nil
 }
@@ -309,7 +311,7 @@ func (c *upstreamConn) head(req *http.Request, g *gate) (*[]byte, error) {
 var errClient = errors.New("the request's body broke off")
 
 // writeBody sends the body, framed as its length is known or not.
-func (c *upstreamConn) writeBody(req *http.Request, g *gate) error {
+func (c *upstreamConn) writeBody(req *http.Request, from io.Reader, g *gate) error {
 	const before, after = 16, 2 // a chunk's line and its end
 	large := req.ContentLength < 0 || req.ContentLength > smallBody
 	var buf []byte
@@ -337,7 +339,7 @@ func (c *upstreamConn) writeBody(req *http.Request, g *gate) error {
 				p = p[:hold]
 			}
 		}
-		n, err := req.Body.Read(p)
+		n, err := from.Read(p)
 		sent += int64(n)
 		end := errors.Is(err, io.EOF)
 		if err != nil && !end {
@@ -348,16 +350,16 @@ func (c *upstreamConn) writeBody(req *http.Request, g *gate) error {
 		}
 		out := p[:n]
 		if chunked {
-			from := before
+			begin := before
 			if n > 0 {
 				line := append(strconv.AppendInt(make([]byte, 0, before), int64(n), 16), "\r\n"...)
-				from -= copy(buf[before-len(line):], line)
+				begin -= copy(buf[before-len(line):], line)
 			}
 			to := before + n
 			if n > 0 {
 				to += copy(buf[to:], "\r\n")
 			}
-			out = buf[from:to]
+			out = buf[begin:to]
 			if end {
 				out = append(out, "0\r\n\r\n"...)
 			}
@@ -381,16 +383,47 @@ type answerBody struct {
 	written chan error // gives the end of the request's body; nil: it had none
 	stop    func() bool
 	keep    bool // the server lets the connection be used again
+	success bool
+	ended   bool // all of the answer is here, the upload goes on
 	done    bool
 }
 
 // Read implements [io.Reader].
 func (b *answerBody) Read(p []byte) (int, error) {
+	if b.ended {
+		return 0, b.await()
+	}
 	n, err := b.body.Read(p)
-	if err != nil {
+	switch {
+	case errors.Is(err, io.EOF) && b.uploading():
+		b.ended = true
+		if n > 0 {
+			return n, nil
+		}
+		return 0, b.await()
+	case err != nil:
 		b.finish(errors.Is(err, io.EOF))
 	}
 	return n, err
+}
+
+// uploading reports whether the server has accepted a request that still goes
+// out. Some servers answer first and read on: the upload is not over, and its
+// client must not be told so, before all of it has gone out.
+func (b *answerBody) uploading() bool {
+	return b.success && b.keep && !b.done && b.written != nil && len(b.written) == 0
+}
+
+// await waits for the end of the upload behind a whole answer.
+func (b *answerBody) await() error {
+	if b.written != nil {
+		err := <-b.written
+		b.written = nil
+		if b.finish(err == nil); err != nil {
+			return io.ErrUnexpectedEOF
+		}
+	}
+	return io.EOF
 }
 
 // ahead reports whether something can be read at once.

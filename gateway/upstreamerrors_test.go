@@ -135,7 +135,7 @@ func TestUploadOnAConnectionThatTheServerHasClosedIsSentAgain(t *testing.T) {
 			}
 		})})
 		h.request(method, "/studies", strings.NewReader("first")).want(t, 200)
-		h.request(method, "/studies", struct{ io.Reader }{strings.NewReader("second")}).want(t, 200)
+		h.request(method, "/studies", strings.NewReader("second")).want(t, 200)
 		mu.Lock()
 		if got := strings.Join(bodies, " "); got != "first second" || len(seen) != 2 {
 			t.Errorf("%s: got %q on %d connections, want both bodies whole, each on its own", method, got, len(seen))

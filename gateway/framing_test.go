@@ -29,7 +29,7 @@ func TestUploadThatCrossesTheWindowAfterA401(t *testing.T) {
 		for range 20 {
 			fmt.Fprintf(c, "%x\r\n%s\r\n", 16000, block[:16000])
 		}
-		io.WriteString(c, "0\r\n\r\n")
+		_, _ = io.WriteString(c, "0\r\n\r\n")
 	}()
 	a := read(c)
 	t.Logf("%d %s %q", a.status, a.header.Get("X-Gateway-Error"), a.body)

@@ -22,13 +22,12 @@ import (
 // kernel's buffer lets it.
 type staleConn struct {
 	net.Conn
-	mu      sync.Mutex
-	past    bool
-	writes  int
-	inBody  chan struct{}
-	closed  chan struct{}
-	once    sync.Once
-	written chan struct{}
+	mu     sync.Mutex
+	past   bool
+	writes int
+	inBody chan struct{}
+	closed chan struct{}
+	once   sync.Once
 }
 
 func (c *staleConn) SetReadDeadline(t time.Time) error {
@@ -89,7 +88,7 @@ func TestStaleAttemptGetsNothingOfTheNextBody(t *testing.T) {
 			return
 		}
 		got <- string(b)
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 	}()
 	a, _ := rules.ParseAuthority(ln.Addr().String(), 80)
 	p := place{"http", a}
@@ -103,9 +102,9 @@ func TestStaleAttemptGetsNothingOfTheNextBody(t *testing.T) {
 	up.put(c)
 	src, feed := io.Pipe()
 	go func() {
-		io.WriteString(feed, strings.Repeat("a", 5))
+		_, _ = io.WriteString(feed, strings.Repeat("a", 5))
 		time.Sleep(10 * time.Millisecond)
-		io.WriteString(feed, strings.Repeat("b", 5))
+		_, _ = io.WriteString(feed, strings.Repeat("b", 5))
 		feed.Close()
 	}()
 	in := httptest.NewRequest("PUT", "/studies", src)

@@ -58,7 +58,7 @@ func TestRequestIsNotResentAfterAnInterimAnswer(t *testing.T) {
 				return
 			}
 			if r.Method == "POST" {
-				io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+				_, _ = io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
 				if b, err := io.ReadAll(r.Body); err == nil && string(b) == "stored twice" {
 					taken.Add(1)
 				}

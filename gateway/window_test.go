@@ -22,10 +22,10 @@ func Test401PassesWhenTheBodyOutgrowsTheWindow(t *testing.T) {
 			if r.Method == "POST" {
 				if n++; n > 1 {
 					fmt.Fprintf(c, "HTTP/1.1 401 No\r\nContent-Length: 12\r\n\r\nthe real 401")
-					io.Copy(io.Discard, r.Body)
+					_, _ = io.Copy(io.Discard, r.Body)
 					continue
 				}
-				io.Copy(io.Discard, r.Body)
+				_, _ = io.Copy(io.Discard, r.Body)
 			}
 			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
@@ -45,7 +45,7 @@ func Test401PassesWhenTheBodyOutgrowsTheWindow(t *testing.T) {
 				return
 			}
 		}
-		io.WriteString(c, "0\r\n\r\n")
+		_, _ = io.WriteString(c, "0\r\n\r\n")
 	}()
 	a := read(c)
 	t.Logf("%d %s %q %v", a.status, a.header.Get("X-Gateway-Error"), a.body, a.err)

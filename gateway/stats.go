@@ -26,7 +26,7 @@ type stats struct {
 	stripped    atomic.Int64 // upstream errors whose body was kept from Orthanc
 
 	told     table[trouble, atomic.Int64] // Unix nanoseconds: when the log last did
-	rules    table[string, ruleStats] // by name; "" is for requests that no rule covers
+	rules    table[string, ruleStats]     // by name; "" is for requests that no rule covers
 	refusals table[string, atomic.Uint64]
 	recent   recent
 }

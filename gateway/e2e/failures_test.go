@@ -30,10 +30,10 @@ type failure struct {
 	proxyKeys string // of [proxy]
 	url       string // of the rule; "": the server's
 	profile   func(idp *demo.IdentityProvider, profile string) string
-	leaf      func(*x509.Certificate)    // of the server
-	answer    string                     // of the server, an HTTP status; "": it works
+	leaf      func(*x509.Certificate)      // of the server
+	answer    string                       // of the server, an HTTP status; "": it works
 	provider  func(*demo.IdentityProvider) // breaks it
-	provoke   func(*testing.T, *scene)   // nil: a query, like Orthanc's
+	provoke   func(*testing.T, *scene)     // nil: a query, like Orthanc's
 
 	finding []string // words of one finding of page and status, and there is no other
 	log     []string // words of one warning or error
@@ -146,8 +146,10 @@ func TestEachFailureIsNamedWithItsRemedyEverywhere(t *testing.T) {
 			command:  testCommand, code: 1, says: []string{"token  FAILED", "provider_unreachable", "check token_endpoint, the network and DNS"},
 		},
 		{
-			name:     "provider slow",
-			profile:  func(_ *demo.IdentityProvider, profile string) string { return profile + "request_timeout = \"300ms\"\n" },
+			name: "provider slow",
+			profile: func(_ *demo.IdentityProvider, profile string) string {
+				return profile + "request_timeout = \"300ms\"\n"
+			},
 			provider: func(idp *demo.IdentityProvider) { idp.Hang() },
 			finding:  []string{"provider_timeout", "request_timeout"},
 			log:      []string{"token not acquired", "provider_timeout", "request_timeout"},

@@ -80,9 +80,10 @@ func (x *exchange) connect(overload bool) {
 			x.tunnel()
 			return
 		}
+		hint := "add a [[rule]] for https://" + a.HostHeader(443) + "/, or keep the host away from the proxy with NO_PROXY"
 		g.log.Warn("CONNECT refused: no rule names this host; Orthanc shows only a failed connection",
-			"code", noRule, "authority", a.String(), "client", x.record.Client)
-		x.refuse(problem{code: noRule, hint: "add a [[rule]] for https://" + a.HostHeader(443) + "/, or keep the host away from the proxy with NO_PROXY"})
+			"code", noRule, "authority", a.String(), "client", x.record.Client, "hint", hint)
+		x.refuse(problem{code: noRule, hint: hint})
 		return
 	}
 	x.setRule(site.Whole())

@@ -111,6 +111,7 @@ func (x *exchange) end() {
 		}
 	}
 	x.g.stats.observe(rec)
+	x.g.tell(rec)
 	x.g.audit.Write(*rec)
 }
 

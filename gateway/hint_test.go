@@ -43,3 +43,25 @@ func TestRecentFailuresQuoteNoClient(t *testing.T) {
 		t.Errorf("got %s", all)
 	}
 }
+
+// The log has the hint that the audit log lacks, once for each kind of failure, and nothing that a client has chosen
+// decides how often. What is merely not there is no warning.
+func TestLogTellsOfEachKindOfFailureOnce(t *testing.T) {
+	h := newHarness(t, setup{up: newDouble(t, func(w http.ResponseWriter, r *http.Request) {
+		status := http.StatusForbidden
+		if strings.Contains(r.URL.Path, "absent") {
+			status = http.StatusNotFound
+		}
+		w.WriteHeader(status)
+	})})
+	for i := range 3 {
+		h.get(fmt.Sprintf("/studies/1.2.%d", i)).want(t, http.StatusForbidden)
+		h.get(fmt.Sprintf("/studies/absent-%d", i)).want(t, http.StatusNotFound)
+	}
+	eventually(t, "six records", func() bool { return len(h.gw.Recent().Requests) == 6 })
+	for what, want := range map[string]int{`"level":"WARN","msg":"request failed`: 1, `"level":"INFO","msg":"request failed`: 1, "give the client the role": 1} {
+		if n := strings.Count(h.log.String(), what); n != want {
+			t.Errorf("%q is %d times in the log, want %d", what, n, want)
+		}
+	}
+}

@@ -18,7 +18,7 @@ const metricPrefix = "dicomweb_oauth_"
 type collector struct {
 	g *Gateway
 
-	acquired, acquireSeconds, expiry, state *prometheus.Desc // of profiles
+	acquired, acquireSeconds, expiry, state, failure *prometheus.Desc // of profiles
 
 	requests, upstream, sent, received *prometheus.Desc // of rules
 
@@ -36,6 +36,7 @@ func (g *Gateway) Collector() prometheus.Collector {
 		acquireSeconds: desc("token_acquire_duration_seconds", "How long calls to the identity provider took.", "profile"),
 		expiry:         desc("token_expiry_timestamp_seconds", "When the usable token ends; absent while there is none.", "profile"),
 		state:          desc("profile_state", "1 for the state that the profile is in, 0 for the others.", "profile", "state"),
+		failure:        desc("profile_error", "1 while no new token can be had, with the code of the last error; else absent.", "profile", "code"),
 		requests:       desc("requests_total", "Requests that have ended; rule is empty where none covers them.", "rule", "method", "code"),
 		upstream:       desc("upstream_responses_total", "Last answers of DICOMweb servers to these requests, by the status they had there.", "rule", "code"),
 		sent:           desc("request_bytes_total", "Bytes of request bodies.", "rule"),
@@ -73,6 +74,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		for _, state := range []token.State{token.Cold, token.Fresh, token.Stale, token.Unusable, token.RejectedAll} {
 			gauge(c.state, oneIf(p.State == state), p.Name, string(state))
+		}
+		if f := p.LastFailure; f != nil && (p.State == token.Stale || p.State == token.Unusable) {
+			gauge(c.failure, 1, p.Name, f.Err.Code)
 		}
 	}
 	names := []string{""} // of rules

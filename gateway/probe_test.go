@@ -226,9 +226,9 @@ func TestProbeEndsAtTheStepThatFails(t *testing.T) {
 	}{
 		{"no such name", at("https://no-such-host.invalid"), "!dns", "DNS knows no address for no-such-host.invalid", "the host in the rule's url"},
 		{"nobody listens", func(t *testing.T) *double { return &double{url: "https://127.0.0.1:" + closed(t)} }, "dns !tcp", "refused", "check host and port"},
-		{"another CA", serving(func() (*pki, time.Time, string) { return newPKI(), valid, "localhost" }), "dns tcp !tls", "unknown authority", "ca_file"},
-		{"expired", serving(func() (*pki, time.Time, string) { return testPKI(), expired, "localhost" }), "dns tcp !tls", "expired on ", "ca_file"},
-		{"another name", serving(func() (*pki, time.Time, string) { return testPKI(), valid, "evil.test" }), "dns tcp !tls", "for another name", "ca_file"},
+		{"another CA", serving(func() (*pki, time.Time, string) { return newPKI(), valid, "localhost" }), "dns tcp !tls", "authority is unknown", "ca_file"},
+		{"expired", serving(func() (*pki, time.Time, string) { return testPKI(), expired, "localhost" }), "dns tcp !tls", "expired on ", "renew its certificate"},
+		{"another name", serving(func() (*pki, time.Time, string) { return testPKI(), valid, "evil.test" }), "dns tcp !tls", "for another name", "the host in the rule's url"},
 		{"no TLS", func(t *testing.T) *double { return script(t, nil, says("HTTP/1.1 400 "+patient+"\r\n\r\n")) }, "dns tcp !tls", "does not speak TLS", "check the port"},
 		{"no HTTP", func(t *testing.T) *double { return script(t, goodTLS(), says(patient+"\r\n\r\n")) }, "dns tcp tls token !query", "could not be read", ""},
 		{"no answer", func(t *testing.T) *double { return script(t, goodTLS(), says("")) }, "dns tcp tls token !query", "closed before an answer", ""},

@@ -133,12 +133,19 @@ func (x *exchange) refuse(p problem) {
 	_, _ = x.w.Write(append(body, '\n'))
 }
 
-// logRefusal writes what Orthanc will not show. What clients do wrong is for
-// the audit log alone, and of a missing token its source tells once, not at
-// each request.
-func (x *exchange) logRefusal(p problem) {
-	switch p.code {
+// loud reports whether the log tells of a problem at each request: what Orthanc
+// will not show.
+func (c code) loud() bool {
+	switch c {
 	case upstreamUnreachable, upstreamTLS, addressRefused, upstreamProtocol, upstreamTimeout, redirectRefused, overloaded:
+		return true
+	}
+	return false
+}
+
+// logRefusal writes a loud problem.
+func (x *exchange) logRefusal(p problem) {
+	if p.code.loud() {
 		x.g.log.Warn("request not forwarded", "code", p.code, "title", answers[p.code].title, "rule", x.record.Rule, "authority", x.record.Authority,
 			"detail", p.detail, "hint", p.hint, "request_id", x.record.RequestID)
 	}
@@ -223,7 +230,8 @@ func classify(err error) problem {
 func classifyTLS(err error) (problem, bool) {
 	p := problem{code: upstreamTLS}
 	if verify, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		p.detail, p.hint = certificateReason(verify), "nothing was sent; if the server has a private CA, name it in the rule's ca_file"
+		p.detail, p.hint = certificateReason(verify)
+		p.hint = "nothing was sent; " + p.hint
 		return p, true
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // how crypto/tls names the other side's alert
@@ -241,34 +249,40 @@ func classifyTLS(err error) (problem, bool) {
 	return p, false
 }
 
-func certificateReason(verify *tls.CertificateVerificationError) string {
+// certificateReason says what is wrong with a server's certificate, and what to
+// change.
+func certificateReason(verify *tls.CertificateVerificationError) (detail, hint string) {
+	const (
+		renew   = "whoever runs the server must renew its certificate"
+		trustIt = "if the server has a private CA, name it in the rule's ca_file"
+	)
 	err := verify.Err
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		if invalid.Reason == x509.Expired {
 			if time.Now().Before(invalid.Cert.NotBefore) {
-				return "the certificate is not yet valid; compare the clocks"
+				return "the certificate is not yet valid", "set this machine's clock, or wait: it begins on " + invalid.Cert.NotBefore.UTC().Format(time.DateOnly)
 			}
-			return "the certificate expired on " + invalid.Cert.NotAfter.UTC().Format(time.DateOnly)
+			return "the certificate expired on " + invalid.Cert.NotAfter.UTC().Format(time.DateOnly), renew
 		}
-		return "the certificate is not valid for a server"
+		return "the certificate is not valid for a server", renew
 	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "the certificate is for another name"
+		return "the certificate is for another name", "compare the host in the rule's url with the names in the certificate"
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); !ok || len(verify.UnverifiedCertificates) == 0 {
-		return "the certificate was not accepted"
+		return "the certificate was not accepted", trustIt
 	}
 	chain := verify.UnverifiedCertificates
 	leaf, last := chain[0], chain[len(chain)-1]
 	switch {
 	case leaf.SignatureAlgorithm == x509.SHA1WithRSA || leaf.SignatureAlgorithm == x509.ECDSAWithSHA1:
-		return "the certificate is signed with SHA-1, which is broken"
+		return "the certificate is signed with SHA-1, which is broken", renew
 	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
-		return "the certificate is signed by itself"
+		return "the certificate is signed by itself", trustIt
 	case bytes.Equal(last.RawIssuer, last.RawSubject):
-		return "the certificate is signed by an unknown authority"
+		return "the certificate is signed by an unknown authority", trustIt
 	}
-	return "an intermediate certificate is missing, or the authority is unknown"
+	return "an intermediate certificate is missing, or the authority is unknown", trustIt
 }
 
 // refusal is a problem as an error.

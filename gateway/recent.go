@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
@@ -133,6 +135,42 @@ func (g *Gateway) Recent() Recent {
 		all.Minutes = append(all.Minutes, m)
 	}
 	return all
+}
+
+// trouble is a kind of failure that the log tells of. It is of a small set:
+// nothing of it is a client's choice.
+type trouble struct {
+	rule, reason   string
+	outcome        audit.Outcome
+	upstreamStatus int
+}
+
+// tellAgain is how long the log is silent about a kind of failure that it has
+// told of.
+const tellAgain = 15 * time.Minute
+
+// tell logs a request that failed, with what to change, if it is the first of
+// its kind for a while: the audit log has each, but no hint.
+func (g *Gateway) tell(rec *audit.Record) {
+	c := code(rec.Reason)
+	if !rec.Failed() || c.loud() || c == tokenUnavailable || c == draining { // a token's source tells of it, and a stop is no failure
+		return
+	}
+	if rec.Method == http.MethodConnect && (c == noRule || c == ruleDenied) {
+		return // told where it is decided, each time
+	}
+	last := g.stats.told.get(trouble{rec.Rule, rec.Reason, rec.Outcome, rec.UpstreamStatus})
+	before, now := last.Load(), time.Now()
+	if now.Sub(at(before)) < tellAgain || !last.CompareAndSwap(before, now.UnixNano()) {
+		return
+	}
+	level := slog.LevelWarn
+	if rec.Absent() {
+		level = slog.LevelInfo
+	}
+	g.log.Log(context.Background(), level, "request failed; more of this kind within 15 minutes are in the audit log only",
+		"code", rec.Reason, "outcome", rec.Outcome, "status", rec.Status, "upstream_status", rec.UpstreamStatus, "rule", rec.Rule,
+		"method", rec.Method, "authority", rec.Authority, "route", rec.Route, "client", rec.Client, "hint", remedy(rec), "request_id", rec.RequestID)
 }
 
 // remedy says what to change after a request that failed.

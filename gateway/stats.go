@@ -25,7 +25,8 @@ type stats struct {
 	untrusted   tally        // clients that refused our certificate
 	stripped    atomic.Int64 // upstream errors whose body was kept from Orthanc
 
-	rules    table[string, ruleStats] // by name; "" is for requests that no rule covers
+	told     table[trouble, atomic.Int64] // Unix nanoseconds: when the log last did
+	rules    table[string, ruleStats]     // by name; "" is for requests that no rule covers
 	refusals table[string, atomic.Uint64]
 	recent   recent
 }

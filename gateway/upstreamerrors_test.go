@@ -45,7 +45,7 @@ func TestUpstreamErrors(t *testing.T) {
 	}{
 		{"port refused", func(t *testing.T) string { return "https://localhost:" + closed(t) }, "upstream_unreachable", "refused"},
 		{"no such name", func(*testing.T) string { return "https://no-such-host.invalid" }, "upstream_unreachable", "DNS"},
-		{"unknown authority", raw(serverTLS(newPKI().leaf(valid, "localhost")), "x"), "upstream_tls", "unknown authority"},
+		{"unknown authority", raw(serverTLS(newPKI().leaf(valid, "localhost")), "x"), "upstream_tls", "authority is unknown"},
 		{"certificate expired", raw(serverTLS(p.leaf(time.Now().Add(-time.Hour), "localhost")), "x"), "upstream_tls", "expired on "},
 		{"another name", raw(serverTLS(p.leaf(valid, "evil.test")), "x"), "upstream_tls", "another name"},
 		{"no TLS on the port", raw(nil, "HTTP/1.1 400 Bad Request\r\n\r\n"), "upstream_tls", "does not speak TLS"},

@@ -63,6 +63,8 @@ func explainAADSTS(e *Error, resp *http.Response, description string) {
 		return
 	}
 	e.Description = code
+	hint = code + ": " + hint // people search for it
+
 	if code == "AADSTS50196" { // comes as a plain 400
 		e.Class, e.Key, e.Hint, e.RetryAfter = Throttled, key, hint, max(e.RetryAfter, loopPause)
 		return

@@ -80,7 +80,7 @@ func (d *discovery) fetch(ctx context.Context, at *url.URL) (*metadata, *Error) 
 		e := networkError(err)
 		switch {
 		case e.Status >= 400 && e.Status < 500 && e.Class != Throttled:
-			e.Key, e.Hint = "issuer", "check issuer: there is no discovery document below it"
+			e.Code, e.Key, e.Hint = "discovery_failed", "issuer", "check issuer: there is no discovery document below it"
 		case e.Key == "token_endpoint":
 			e.Key, e.Hint = "issuer", strings.ReplaceAll(e.Hint, "token_endpoint", "issuer")
 		}

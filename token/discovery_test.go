@@ -184,7 +184,7 @@ func TestFailuresOfDiscoveryNameTheIssuer(t *testing.T) {
 	t.Run("no document", func(t *testing.T) {
 		_, c := issuer(t, nil)
 		got := failure(t.Context(), t, build(t, c))
-		want := token.Error{Class: token.Permanent, Code: "provider_answer", Status: 404, Key: "issuer", Hint: "check issuer: there is no discovery document below it"}
+		want := token.Error{Class: token.Permanent, Code: "discovery_failed", Status: 404, Key: "issuer", Hint: "check issuer: there is no discovery document below it"}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("error (-want +got):\n%s", diff)
 		}

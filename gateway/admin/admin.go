@@ -189,6 +189,14 @@ type status struct {
 	Refused     map[string]uint64 `json:"refused"`
 	// AuditLost counts audit records that could not be written.
 	AuditLost uint64 `json:"audit_lost"`
+	// Findings are what the status page names: what is wrong and what to change, worst first.
+	Findings []findingStatus `json:"findings"`
+}
+
+type findingStatus struct {
+	Severity string `json:"severity"` // error or warning
+	What     string `json:"what"`
+	Hint     string `json:"hint"`
 }
 
 type configStatus struct {
@@ -227,7 +235,8 @@ type lastError struct {
 }
 
 func (a *api) status(w http.ResponseWriter, _ *http.Request) {
-	st := a.Gateway.Status()
+	v := a.look()
+	st := v.Status
 	ca := a.Gateway.CA()
 	body := status{
 		Status: overall(st), Version: a.Version, StartedAt: st.StartedAt.UTC(),
@@ -235,6 +244,14 @@ func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 		CA:          caStatus{ca.Fingerprint(), ca.Certificate().NotAfter, ca.Warning(time.Now())},
 		Profiles:    []profileStatus{},
 		Connections: st.Connections, InFlight: st.InFlight, UntrustedCA: st.Untrusted, Refused: st.Refused, AuditLost: st.AuditLost,
+		Findings: []findingStatus{},
+	}
+	for _, f := range v.Findings {
+		severity := "warning"
+		if f.Mark == bad {
+			severity = "error"
+		}
+		body.Findings = append(body.Findings, findingStatus{severity, f.What, f.Hint})
 	}
 	for _, p := range st.Profiles {
 		ps := profileStatus{

@@ -197,7 +197,7 @@ func (v *view) note(m mark, what, hint string) {
 
 // judgeRequests finds rules whose last request failed for a reason that lies in
 // the set-up, and requests that no rule covers. What a study's absence explains
-// is no finding.
+// is no finding, but a service that is not there is one.
 func (v *view) judgeRequests() {
 	const most = 5
 	concerns := map[string]bool{} // rules whose last request failed, and the absence of one
@@ -215,7 +215,11 @@ func (v *view) judgeRequests() {
 		concerns[f.Rule] = false // those before it are history
 		if setUp(f.Record) {
 			n++
-			v.note(worry, fmt.Sprintf("%s %s: %s.", f.Method, f.Authority+f.Route, why(f.Record)), f.Hint)
+			target := f.Authority + f.Route
+			if target == "" { // refused before it was looked at
+				target = "from " + f.Client
+			}
+			v.note(worry, fmt.Sprintf("%s %s: %s.", f.Method, target, why(f.Record)), f.Hint)
 		}
 	}
 }
@@ -229,8 +233,14 @@ func setUp(rec audit.Record) bool {
 	case rec.Outcome != audit.Forwarded:
 		return true
 	}
-	s := rec.UpstreamStatus
-	return s == http.StatusUnauthorized || s == http.StatusForbidden || s == http.StatusTooManyRequests || s >= 500
+	switch s := rec.UpstreamStatus; s {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
+		return true
+	case http.StatusNotFound:
+		return !rec.Absent()
+	default:
+		return s >= 500
+	}
 }
 
 // finding tells whether and why a profile's credential is in a bad way.

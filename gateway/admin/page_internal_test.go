@@ -126,6 +126,8 @@ func TestFindingsSayWhatIsWrong(t *testing.T) {
 	upstream := func(status int) audit.Record {
 		return audit.Record{Rule: "archive", Status: status, UpstreamStatus: status, Outcome: audit.Forwarded}
 	}
+	absent := upstream(404)
+	absent.Route = "/studies/{}"
 	for name, row := range map[string]struct {
 		change  func(*view)
 		mark    mark
@@ -146,7 +148,9 @@ func TestFindingsSayWhatIsWrong(t *testing.T) {
 		"draining":             {func(v *view) { v.Status.Draining = true }, worry, "Stopping", ""},
 		"403":                  {failure(upstream(403), "give the role"), worry, "Working", "give the role"},
 		"500":                  {failure(upstream(500), "see its log"), worry, "Working", "see its log"},
-		"404, as for a UID":    {failure(upstream(404), "check the path"), good, "Healthy", ""},
+		"404, as for a UID":    {failure(absent, "check the path"), good, "Healthy", ""},
+		"404 of a search":      {failure(upstream(404), "check the path"), worry, "Working", "check the path"},
+		"wrong proxy password": {failure(audit.Record{Method: "CONNECT", Client: "192.0.2.7", Status: 407, Outcome: audit.Refused, Reason: "proxy_auth_required"}, "HttpProxy"), worry, "Working", "CONNECT from 192.0.2.7: proxy_auth_required"},
 		"upstream_tls":         {failure(audit.Record{Rule: "archive", Status: 502, Outcome: audit.Refused, Reason: "upstream_tls", Detail: "expired"}, "ca_file"), worry, "Working", "upstream_tls, expired"},
 		"no rule for a host":   {failure(audit.Record{Authority: "x.example.org:443", Status: 403, Outcome: audit.Refused, Reason: "no_rule"}, "add a rule"), worry, "Working", "x.example.org:443"},
 		"the answer broke off": {failure(audit.Record{Rule: "archive", Status: 200, UpstreamStatus: 200, Outcome: audit.Cut}, "see its log"), worry, "Working", "broke off"},

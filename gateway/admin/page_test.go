@@ -135,6 +135,7 @@ func TestMetricsTellOfProfiles(t *testing.T) {
 		`dicomweb_oauth_profile_state{profile="good",state="unavailable"} 0`,
 		`dicomweb_oauth_profile_state{profile="wrong",state="unavailable"} 1`,
 		`dicomweb_oauth_profile_state{profile="wrong",state="stale"} 0`,
+		`dicomweb_oauth_profile_error{code="invalid_client",profile="wrong"} 1`,
 		"go_goroutines ", "process_start_time_seconds ",
 	} {
 		if !strings.Contains(text, want) {
@@ -159,6 +160,7 @@ func TestOperationsListsEveryMetric(t *testing.T) {
 	}
 	s := start(t, "")
 	s.until(t, "good", token.Fresh)
+	s.until(t, "wrong", token.Unusable)
 	served := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (dicomweb_oauth_\w+) `).FindAllStringSubmatch(s.get(t, "/metrics").Body.String(), -1) {
 		served[m[1]] = true

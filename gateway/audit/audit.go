@@ -53,6 +53,12 @@ func (r *Record) Failed() bool {
 	return r.Status >= 400 || r.Outcome != Forwarded && r.Outcome != Tunnelled
 }
 
+// Absent reports whether the server said no more than that it has not the study,
+// or the part of one, that the request names.
+func (r *Record) Absent() bool {
+	return r.Outcome == Forwarded && r.UpstreamStatus == 404 && strings.Contains(r.Route, "{}")
+}
+
 // Outcome is how a request ended.
 type Outcome string
 

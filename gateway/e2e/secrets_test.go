@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -18,17 +19,21 @@ import (
 	"time"
 )
 
-// patientName is what may name a patient: in queries, paths, bodies, headers.
-const patientName = "DOE-JANE-4711"
+// patientName, patientID and studyUID are what may name a patient: in queries, paths, bodies, headers.
+const (
+	patientName = "DOE-JANE-4711"
+	patientID   = "PID-0815-4711"
+	studyUID    = "1.2.826.0.1.3680043.2.1143.4711"
+)
 
-// run runs the gateway's binary with a config until it ends or the time is over, and returns its exit code and all that
-// it wrote.
-func runBinary(t *testing.T, config, command string) (code int, output string) {
+// runBinary runs a command of the gateway's binary with a config until it ends or the time is over, and returns its exit
+// code and all that it wrote.
+func runBinary(t *testing.T, config string, command ...string) (code int, output string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, gatewayBinary, command, "--config", config)
-	cmd.Env = []string{"E2E_CLIENT_SECRET=" + ownCredential}
+	cmd := exec.CommandContext(ctx, gatewayBinary, command...)
+	cmd.Env = []string{"E2E_CLIENT_SECRET=" + ownCredential, "DICOMWEB_OAUTH_CONFIG=" + config}
 	out, _ := cmd.CombinedOutput() // the exit code tells
 	return cmd.ProcessState.ExitCode(), string(out)
 }
@@ -249,11 +254,11 @@ func TestInvariant2CredentialGoesOnlyWhereItsRuleSays(t *testing.T) {
 }
 
 // What is secret and what may name a patient is planted everywhere; no log at debug level, audit record, page of the
-// admin listener, answer or file shows it. Files are looked through when the arena ends.
+// admin listener, test of a server, answer or file shows it.
 func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
-	said := ownCredential + patientName
+	said := ownCredential + patientName + patientID + studyUID
 	s := startRecorder(t, p, func(r recorded) string {
 		switch {
 		case strings.Contains(r.target, "do=cut"):
@@ -268,16 +273,27 @@ func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 			return "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
 		case strings.Contains(r.target, "do=fail"):
 			return "HTTP/1.1 500 " + patientName + "\r\nContent-Length: 0\r\n\r\n"
+		case strings.Contains(r.target, "limit=1"): // of a test: what it finds, and what it is told
+			body := `[{"00100010":{"vr":"PN","Value":[{"Alphabetic":"` + said + `"}]}}]`
+			status := "200 OK"
+			if strings.Contains(r.target, "closed") {
+				status = "403 " + said
+			}
+			return fmt.Sprintf("HTTP/1.1 %s\r\nContent-Type: application/dicom+json\r\nX-A: %s\r\nContent-Length: %d\r\n\r\n%s", status, said, len(body), body)
 		case strings.Contains(r.target, "do=silence"):
 			return hangUp
 		}
 		return "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 	})
 	idp, profile := startIdP(t, "talkative", "")
-	idp.Answer(http.StatusBadRequest, http.Header{"Content-Type": {"application/json"}}, `{"error":"invalid_client","error_description":"`+ownCredential+" "+patientName+" "+idp.ClientSecret()+`"}`)
+	idp.Answer(http.StatusBadRequest, http.Header{"Content-Type": {"application/json"}}, `{"error":"invalid_client","error_description":"`+ownCredential+" "+said+" "+idp.ClientSecret()+`"}`)
+	_, granted := startIdP(t, "granted", "")
 	const password = "planted-Proxy-0x5ec"
 	a := startArena(t, fmt.Sprintf("username = \"orthanc\"\npassword = \"${E2E_CLIENT_SECRET}%s\"", password),
-		p.inject("archive", s.url(), `headers = { "X-Static" = "${E2E_CLIENT_SECRET}" }`)+withProfile(p.inject("talkative", s.url()+"talkative/", ""), "talkative")+profile)
+		fmt.Sprintf("audit_key_file = %q\n", auditKey(t))+
+			p.inject("archive", s.url(), `headers = { "X-Static" = "${E2E_CLIENT_SECRET}" }`)+
+			withProfile(p.inject("talkative", s.url()+"talkative/", ""), "talkative")+profile+
+			withProfile(p.inject("closed", s.url()+"closed/", ""), "granted")+granted)
 	auth := "Proxy-Authorization: Basic " + basic("orthanc:"+ownCredential+password) + "\r\n"
 	var answers strings.Builder
 	told := 0
@@ -293,13 +309,13 @@ func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 		readHead(t, c)
 		return a.secure(t, c, authority)
 	}
-	head := " HTTP/1.1\r\nHost: " + s.authority + "\r\nX-Patient: " + patientName + "\r\nAuthorization: Bearer " + clientCredential + "\r\nCookie: " + patientName + "\r\n"
+	head := " HTTP/1.1\r\nHost: " + s.authority + "\r\nX-Patient: " + said + "\r\nAuthorization: Bearer " + clientCredential + "\r\nCookie: " + patientName + "\r\n"
 	requests := 0
 	for _, do := range []string{"ok", "cut", "nonsense", "header", "redirect", "reject", "fail", "silence"} {
-		for _, path := range []string{"/studies", "/studies/" + patientName + "/series", "/" + patientName, "/talkative/studies"} {
-			query := "?PatientName=" + patientName + "&do=" + do
+		for _, path := range []string{"/studies", "/studies/" + studyUID + "/series", "/studies/" + patientName, "/" + patientName, "/talkative/studies", "/closed/studies/" + studyUID} {
+			query := "?PatientName=" + patientName + "&00100020=" + patientID + "&StudyInstanceUID=" + studyUID + "&do=" + do
 			tell(talk(open(s.authority), "GET "+path+query+head+"\r\n"))
-			tell(talk(open(s.authority), "POST "+path+query+head+fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(patientName), patientName)))
+			tell(talk(open(s.authority), "POST "+path+query+head+fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(said), said)))
 			requests += 2
 		}
 	}
@@ -315,13 +331,50 @@ func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 	if _, err := get(loopbackClient, a.admin+"/debug/pprof/cmdline"); err == nil {
 		t.Error("pprof answers on the admin listener")
 	}
-	shown := a.pages()
+	tests := ""
+	for _, accept := range []string{"", "application/json", "application/x-ndjson", "text/html"} {
+		for _, rule := range []string{"archive", "talkative", "closed"} {
+			tests += a.post(t, "/dicomweb-oauth/servers/"+rule+"/test", accept)
+		}
+	}
+	if !containsAll(tests, []string{"1 study in the answer", "HTTP 403", "invalid_client"}) {
+		t.Errorf("the tests of the servers have not come to their ends: %s", tests)
+	}
+	text, err := os.ReadFile(a.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := fmt.Sprintf("client_secrt = %q\nclient_secret = [%[1]q]\n", said)
+	if err := os.WriteFile(a.config, append(text, wrong...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reload := a.post(t, "/dicomweb-oauth/reload", "")
+	if !strings.Contains(reload, `"problems"`) {
+		t.Errorf("a config that is wrong: got %s", reload)
+	}
+	shown := a.pages() + tests
 	a.process.terminate(t)
-	shown += a.process.output(t) + answers.String()
-	for _, secret := range []string{
-		patientName, strings.ToLower(patientName), ownCredential, clientCredential, password,
+	if err := os.Remove(a.config); err != nil { // which holds a password of the user's own making
+		t.Fatal(err)
+	}
+	shown += a.process.output(t) + answers.String() + contents(t, filepath.Dir(a.config))
+	secrets := []string{
+		patientName, strings.ToLower(patientName), patientID, studyUID, ownCredential, clientCredential, password,
 		basic("orthanc:" + ownCredential)[:20], idp.ClientSecret(),
-	} {
+	}
+	granteds := 0
+	for _, r := range s.seen() {
+		for _, value := range r.values("Authorization") {
+			if parts := strings.Split(value, "."); len(parts) == 3 { // a JWT's payload and signature
+				secrets = append(secrets, parts[1:]...)
+				granteds++
+			}
+		}
+	}
+	if granteds == 0 {
+		t.Error("no request has brought an access token of a provider's to the server")
+	}
+	for _, secret := range secrets {
 		if before, _, found := strings.Cut(shown, secret); found {
 			t.Errorf("the gateway has shown %.20s…, after %q", secret, tail(before, 300))
 		}
@@ -332,6 +385,33 @@ func TestInvariant9NoSecretInAnyOutput(t *testing.T) {
 	if n := strings.Count(shown, `"route":`); n < requests {
 		t.Errorf("%d audit records with a route, want one for each of %d requests", n, requests)
 	}
+}
+
+// auditKey makes a key file for the hashes of study UIDs.
+func auditKey(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "audit.key")
+	if err := os.WriteFile(path, []byte(strings.Repeat("k", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// post asks the admin listener to do something, and returns its answer whatever the status is.
+func (g *gateway) post(t *testing.T, path, accept string) string {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodPost, g.admin+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	body, err := do(loopbackClient, req)
+	if _, answered := errors.AsType[statusError](err); err != nil && !answered {
+		t.Fatal(err)
+	}
+	return string(body)
 }
 
 // One provider is broken, in each way that there is; the rules of the other profile notice nothing.

@@ -59,7 +59,7 @@ func TestOddFramingOfAnswersIsNotReused(t *testing.T) {
 				if _, err := http.ReadRequest(br); err != nil {
 					return
 				}
-				go io.WriteString(c, row.raw)
+				go func() { _, _ = io.WriteString(c, row.raw) }()
 				if _, err := http.ReadRequest(br); err == nil {
 					second.Add(1)
 				}

@@ -47,7 +47,7 @@ func TestAttackA12TheftOfTheCAKey(t *testing.T) {
 	a := startArena(t, "", p.inject("archive", s.url(), ""))
 	a.tunnel(t, s.authority)
 	folder := filepath.Dir(a.bundle)
-	modes := map[string]fs.FileMode{".": 0o700, "ca-key.pem": 0o600}
+	modes := map[string]fs.FileMode{".": 0o711, "ca-key.pem": 0o600}
 	for name, want := range modes {
 		info, err := os.Stat(filepath.Join(folder, name))
 		if err != nil {

@@ -182,7 +182,7 @@ func (s *soak) faults() []*soakFault {
 		f.from = soakLifetime*9/10 - beforeRefresh - time.Second
 		return f
 	}
-	broken := []string{"upstream_protocol", "upstream_unreachable", "cut"}
+	broken := []string{"upstream_protocol", "upstream_unreachable", "upstream_tls", "cut"}
 	nothing := func(*testing.T) {}
 	restart := upstream("restart", fault{down: true}, broken...)
 	restart.min, restart.max = time.Second, 2*time.Second

@@ -77,17 +77,3 @@ func TestEarlyAnswerReachesAnUploadingClient(t *testing.T) {
 		t.Errorf("got %q", a.body)
 	}
 }
-
-// A server that dies is noticed at once, even while the client pauses in its
-// upload.
-func TestDeadServerIsNoticedWhileTheClientPauses(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t, setup{up: newDouble(t, func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.ReadFull(r.Body, make([]byte, 4))
-		panic(http.ErrAbortHandler)
-	})})
-	r, w := io.Pipe()
-	defer w.Close()
-	go func() { _, _ = w.Write([]byte("some")) }()
-	h.request("POST", "/studies", r).problem(t, 502, "upstream_protocol")
-}

@@ -25,7 +25,7 @@ func TestEveryKeyOfTheTablesIsLiveOrNeedsARestart(t *testing.T) {
 		"proxy.max_connections", "proxy.stall_timeout", "proxy.response_timeout", "proxy.drain_timeout", "proxy.upstream_proxy",
 		"proxy.permissive_modes",
 		"ca.name_constraints", // for the next CA
-		"log.level",
+		"log.level", "log.audit_key_file",
 	}
 	var known []string
 	for _, table := range []struct {

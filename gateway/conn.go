@@ -28,6 +28,8 @@ type clientConn struct {
 	// onMalformed is asked for the answer to a request that net/http refuses.
 	onMalformed func(c *clientConn) []byte
 
+	lastRead atomic.Int64 // reads end then, whatever other deadline is set; Unix nanoseconds, 0: no such time
+
 	handling atomic.Bool // a handler of ours owns the answer
 	eof      atomic.Bool // the client ended the connection
 	release  func()      // called once, on Close
@@ -65,6 +67,21 @@ func (c *clientConn) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// endReads lets the rest of a request that has been answered arrive until then,
+// no longer. A deadline would not do: net/http clears it when it has interrupted a read.
+func (c *clientConn) endReads(by time.Time) {
+	c.lastRead.Store(by.UnixNano())
+	_ = c.SetReadDeadline(by)
+}
+
+// SetReadDeadline implements [net.Conn].
+func (c *clientConn) SetReadDeadline(t time.Time) error {
+	if last := c.lastRead.Load(); last != 0 && (t.IsZero() || t.UnixNano() > last) {
+		t = time.Unix(0, last)
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 // malformedMark is how the head of net/http's own answers to requests that it
@@ -132,6 +149,7 @@ func (g *Gateway) connState(nc net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateIdle:
 		c.handling.Store(false)
+		c.lastRead.Store(0)
 	case http.StateClosed:
 		if c.tunnel != nil && c.tunnel.requests.Load() == 0 && c.eof.Load() && !g.Draining() {
 			g.certificateRefused(c.tunnel, "it ended the connection after the TLS handshake without sending a request")

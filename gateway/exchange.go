@@ -75,7 +75,7 @@ func (x *exchange) end() {
 		defer panic(http.ErrAbortHandler)
 	}
 	if x.leftBehind() {
-		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Now().Add(leftoverTime))
+		connOf(x.in.Context()).endReads(time.Now().Add(leftoverTime))
 	}
 	if x.body != nil {
 		connOf(x.in.Context()).bulk(false)

@@ -352,7 +352,7 @@ func (t *touching) Write(p []byte) (int, error) {
 // sniMatches reports whether the name in the ClientHello is the tunnel's host;
 // clients send none for IP addresses.
 func (t *tunnel) sniMatches() bool {
-	if t.sni == "" {
+	if t.sni == "" || t.sni == t.authority.Host() {
 		return true
 	}
 	a, err := rules.ParseAuthority(strings.TrimSuffix(t.sni, "."), t.authority.Port())

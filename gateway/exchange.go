@@ -159,7 +159,10 @@ func (x *exchange) misdirected(t *tunnel) (problem, bool) {
 	if x.in.URL.Scheme == "http" {
 		port = 80
 	}
-	host, err := rules.ParseAuthority(x.in.Host, port)
+	host, err := t.authority, error(nil)
+	if x.in.Host != host.HostHeader(port) { // else there is nothing to find out
+		host, err = rules.ParseAuthority(x.in.Host, port)
+	}
 	if err != nil || x.in.URL.User != nil || x.in.URL.Scheme == "https" && x.in.URL.Host == "" {
 		return problem{code: badRequest, detail: "the Host header or the request target is not a host"}, true
 	}

@@ -18,8 +18,12 @@ import (
 // header, the dialler and the log all read this one value. The zero value is
 // no authority.
 type Authority struct {
-	host string
+	text string // host:port, an IPv6 address in brackets
 	port uint16
+}
+
+func newAuthority(host string, port uint16) Authority {
+	return Authority{net.JoinHostPort(host, strconv.Itoa(int(port))), port}
 }
 
 // ParseAuthority reads "host" or "host:port" ("[v6]:port" for IPv6). Without a
@@ -52,59 +56,59 @@ func ParseAuthority(s string, defaultPort uint16) (Authority, error) {
 	case strings.Contains(s, ":"):
 		return Authority{}, errors.New("an IPv6 address needs brackets")
 	}
-	a := Authority{port: defaultPort}
+	number := defaultPort
 	if port != "" {
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil || n == 0 || port[0] == '+' {
 			return Authority{}, fmt.Errorf("bad port %q", port)
 		}
-		a.port = uint16(n)
+		number = uint16(n)
 	}
-	if a.port == 0 {
+	if number == 0 {
 		return Authority{}, errors.New("missing port")
 	}
-	var err error
-	a.host, err = canonicalHost(host)
-	return a, err
+	host, err := canonicalHost(host)
+	if err != nil {
+		return Authority{}, err
+	}
+	return newAuthority(host, number), nil
 }
 
 // Host returns the host without port; an IPv6 address without brackets.
-func (a Authority) Host() string { return a.host }
+func (a Authority) Host() string { return strings.Trim(a.bracketed(), "[]") }
+
+// bracketed is the host, an IPv6 address in brackets.
+func (a Authority) bracketed() string { return a.text[:max(0, strings.LastIndexByte(a.text, ':'))] }
 
 // Port returns the port, never 0.
 func (a Authority) Port() uint16 { return a.port }
 
 // IP returns the address if the host is an IP literal.
 func (a Authority) IP() (netip.Addr, bool) {
-	ip, err := netip.ParseAddr(a.host)
+	ip, err := netip.ParseAddr(a.Host())
 	return ip, err == nil
 }
 
 // String returns host:port, an IPv6 address in brackets.
-func (a Authority) String() string {
-	return net.JoinHostPort(a.host, strconv.Itoa(int(a.port)))
-}
+func (a Authority) String() string { return a.text }
 
 // HostHeader returns the value of a Host header for this authority: without
 // the port where it is defaultPort (RFC 9110 section 4.2.2).
 func (a Authority) HostHeader(defaultPort uint16) string {
 	if a.port != defaultPort {
-		return a.String()
+		return a.text
 	}
-	if strings.Contains(a.host, ":") {
-		return "[" + a.host + "]"
-	}
-	return a.host
+	return a.bracketed()
 }
 
 // parent returns the authority without its first label, for wildcard rules;
 // false for an IP address or a single label.
 func (a Authority) parent() (Authority, bool) {
-	_, parent, ok := strings.Cut(a.host, ".")
+	_, parent, ok := strings.Cut(a.Host(), ".")
 	if _, isIP := a.IP(); !ok || isIP {
 		return Authority{}, false
 	}
-	return Authority{parent, a.port}, true
+	return newAuthority(parent, a.port), true
 }
 
 // canonicalHost returns the one spelling under which a host is compared. It

@@ -157,7 +157,7 @@ func (r *Rule) Allows(method string) bool {
 // Host returns the rule's host in canonical form and whether it is a wildcard,
 // in which case the host is the parent of the names it stands for.
 func (r *Rule) Host() (host string, wildcard bool) {
-	return r.target.authority.host, r.target.wildcard
+	return r.target.authority.Host(), r.target.wildcard
 }
 
 // Authority returns the one place that the rule is for; false for a wildcard.

@@ -48,8 +48,8 @@ func parseTarget(s string) (target, error) {
 	if _, isIP := t.authority.IP(); isIP && t.wildcard {
 		return t, errors.New("a wildcard cannot stand before an IP address")
 	}
-	if t.wildcard && !strings.Contains(t.authority.host, ".") {
-		return t, fmt.Errorf("*.%s would cover a whole top-level domain", t.authority.host)
+	if t.wildcard && !strings.Contains(t.authority.Host(), ".") {
+		return t, fmt.Errorf("*.%s would cover a whole top-level domain", t.authority.Host())
 	}
 	t.prefix = "/" + path
 	if !strings.HasSuffix(t.prefix, "/") {

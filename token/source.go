@@ -312,6 +312,7 @@ func (s *Source) lifetime(t Token, began time.Time) (*Token, *Error) {
 		}
 	}
 	t.refresh = deadlineAt(t.Expires.Add(-min(s.life.RefreshBuffer, life/2) - rand.N(life/10+1)))
+	t.prepared = NewSecret(t.authorization())
 	return &t, nil
 }
 

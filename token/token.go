@@ -33,6 +33,7 @@ type Token struct {
 	scheme string                    // before Value in Authorization; empty: Bearer
 	sign   func(*http.Request) error // instead of a header, for credentials that sign each request
 
+	prepared   Secret // the value of Authorization, made once; empty: not yet
 	acquired   time.Time
 	generation uint64
 	refresh    deadline // renew from here on
@@ -61,9 +62,17 @@ func (t *Token) Apply(r *http.Request) error {
 	case t.header != "":
 		r.Header.Set(t.header, t.Value.Reveal())
 	default:
-		r.Header["Authorization"] = []string{cmp.Or(t.scheme, "Bearer") + " " + t.Value.Reveal()}
+		r.Header["Authorization"] = []string{t.authorization()}
 	}
 	return nil
+}
+
+// authorization returns the value of the Authorization header.
+func (t *Token) authorization() string {
+	if !t.prepared.Empty() {
+		return t.prepared.Reveal()
+	}
+	return cmp.Or(t.scheme, "Bearer") + " " + t.Value.Reveal()
 }
 
 // Age returns how long ago the token was acquired.

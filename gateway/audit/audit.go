@@ -94,6 +94,8 @@ type Log struct {
 	path    string // "" when the sink is not a file of ours
 	out     io.Writer
 	torn    bool // what was written last is not a whole line
+	lines   bytes.Buffer
+	spare   []Record // what held waiting before
 
 	mu      sync.Mutex
 	waiting []Record
@@ -284,26 +286,28 @@ func (l *Log) flush() (closed bool) {
 	}
 	l.mu.Lock()
 	records := l.waiting
-	l.waiting, closed = nil, l.closed
+	l.waiting, closed = l.spare, l.closed
 	l.mu.Unlock()
-	var lines []byte
+	l.lines.Reset()
+	encoder := json.NewEncoder(&l.lines)
 	n := 0
-	for _, r := range records {
-		line, err := json.Marshal(r)
-		if err != nil {
+	for i := range records {
+		before := l.lines.Len()
+		if err := encoder.Encode(&records[i]); err != nil {
+			l.lines.Truncate(before)
 			l.note(0, 1, err)
 			continue
 		}
-		if len(lines)+len(line) >= piece {
-			l.put(lines, n)
-			lines, n = lines[:0], 0
+		if n++; l.lines.Len() > piece && n > 1 {
+			l.put(l.lines.Next(before), n-1)
+			n = 1
 		}
-		lines = append(append(lines, line...), '\n')
-		n++
 	}
 	if n > 0 {
-		l.put(lines, n)
+		l.put(l.lines.Bytes(), n)
 	}
+	clear(records)
+	l.spare = records[:0]
 	return closed
 }
 

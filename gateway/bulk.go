@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 )
@@ -27,6 +28,7 @@ var bulkBuffers = sync.Pool{New: func() any { return new([bulkRoom]byte) }}
 type bulkConn struct {
 	net.Conn
 	reading atomic.Bool // a large body comes in
+	dry     atomic.Bool // reads give what is here already
 
 	// of the reading goroutine
 	in         *[bulkRoom]byte // nil: not attached
@@ -41,6 +43,9 @@ type bulkConn struct {
 // Read implements [net.Conn].
 func (c *bulkConn) Read(p []byte) (int, error) {
 	if c.next == c.read {
+		if c.dry.Load() {
+			return 0, os.ErrDeadlineExceeded
+		}
 		if !c.reading.Load() || len(p) >= bulkRoom {
 			c.detach()
 			return c.Conn.Read(p)

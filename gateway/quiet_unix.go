@@ -10,16 +10,11 @@ func (c *upstreamConn) quiet() bool {
 	if c.surplus() {
 		return false
 	}
-	conn, ok := c.raw.(syscall.Conn)
-	if !ok {
+	if c.sys == nil {
 		return true // what has ended is found out by the next request, which is then sent again
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return false
-	}
 	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
+	err := c.sys.Read(func(fd uintptr) bool {
 		var b [1]byte
 		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		quiet = n < 0 && (err == syscall.EAGAIN || err == syscall.EWOULDBLOCK || err == syscall.EINTR) //nolint:errorlint // errno values

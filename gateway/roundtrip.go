@@ -8,10 +8,12 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -38,11 +40,13 @@ var (
 type upstreamConn struct {
 	up    *upstream
 	place place
-	raw   net.Conn  // below TLS
-	conn  net.Conn  // a *secureConn, or a *bulkConn where there is no TLS
-	low   *bulkConn // of conn
+	raw   net.Conn        // below TLS
+	sys   syscall.RawConn // of raw; nil: it has none
+	conn  net.Conn        // a *secureConn, or a *bulkConn where there is no TLS
+	low   *bulkConn       // of conn
 	br    *bufio.Reader
 	left  int64 // what may still be read of a head
+	one   [1]byte
 
 	mu       sync.Mutex
 	answered bool // the head of the answer is here: the wait for it is over
@@ -53,6 +57,9 @@ type upstreamConn struct {
 
 func newUpstreamConn(u *upstream, p place, raw, conn net.Conn) *upstreamConn {
 	c := &upstreamConn{up: u, place: p, raw: raw, conn: conn}
+	if s, ok := raw.(syscall.Conn); ok {
+		c.sys, _ = s.SyscallConn()
+	}
 	switch conn := conn.(type) {
 	case *secureConn:
 		c.low = conn.low
@@ -88,7 +95,7 @@ func (c *upstreamConn) close() { c.raw.Close() }
 func (c *upstreamConn) settle(ctx context.Context) {
 	defer context.AfterFunc(ctx, c.close)()
 	_ = c.conn.SetReadDeadline(time.Now().Add(continueTime))
-	if n, _ := c.conn.Read(make([]byte, 1)); n > 0 {
+	if n, _ := c.conn.Read(c.one[:]); n > 0 {
 		c.close() // bytes that belong to no answer
 	}
 	_ = c.conn.SetReadDeadline(time.Time{})
@@ -100,10 +107,10 @@ func (c *upstreamConn) surplus() bool {
 	if c.br.Buffered() > 0 {
 		return true
 	}
-	_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // nothing is read from the network
-	n, err := c.conn.Read(make([]byte, 1))
-	_ = c.conn.SetReadDeadline(time.Time{})
-	return n > 0 || !isTimeout(err)
+	c.low.dry.Store(true)
+	n, err := c.conn.Read(c.one[:])
+	c.low.dry.Store(false)
+	return n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // gate holds an upload back until the server has said that it wants the body.

@@ -16,8 +16,11 @@ func TestRequestEndsWhenItsClientLeaves(t *testing.T) {
 	arrived, ended := make(chan struct{}), make(chan struct{})
 	h := newHarness(t, setup{up: newDouble(t, func(_ http.ResponseWriter, r *http.Request) {
 		close(arrived)
-		<-r.Context().Done()
-		close(ended)
+		select {
+		case <-r.Context().Done():
+			close(ended)
+		case <-time.After(2 * patience):
+		}
 	})})
 	c := secure(t, h.addr, h.authority(), "", h.roots())
 	fmt.Fprintf(c, "GET /studies HTTP/1.1\r\nHost: %s\r\n\r\n", h.authority())

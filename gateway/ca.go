@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"orthanc-dicomweb-oauth/certs"
@@ -24,6 +26,15 @@ func OpenCA(c *rules.Config) (*certs.CA, error) {
 		return nil, problems
 	}
 	return ca, nil
+}
+
+// CheckCA looks at the CA of a config as [OpenCA] does, but makes none.
+func CheckCA(c *rules.Config) error {
+	if _, err := os.Stat(filepath.Join(string(c.CA.Dir), "ca.pem")); err != nil {
+		return nil
+	}
+	_, err := OpenCA(c)
+	return err
 }
 
 // caFor returns the CA that the folder holds now, if it may sign for the hosts

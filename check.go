@@ -21,7 +21,7 @@ func check(path string, asJSON bool, stdout io.Writer) error {
 		err = gateway.CheckCA(c)
 	}
 	if asJSON {
-		problems, _ := errors.AsType[rules.Problems](err)
+		problems, _ := errors.AsType[rules.Problems](err) // which is what both return
 		if problems == nil {
 			problems = rules.Problems{}
 		}

@@ -38,6 +38,9 @@ func (e *FolderError) Error() string { return fmt.Sprintf("CA folder %q: %s", e.
 
 // present reports whether the folder has a CA; half a one is an error.
 func present(dir string) (bool, error) {
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return false, &FolderError{dir, "is a file, not a folder", "set dir under [ca] to a folder, or to where there is nothing yet"}
+	}
 	_, certErr := os.Stat(filepath.Join(dir, certFile))
 	_, keyErr := os.Stat(filepath.Join(dir, keyFile))
 	noCert, noKey := errors.Is(certErr, fs.ErrNotExist), errors.Is(keyErr, fs.ErrNotExist)
@@ -63,6 +66,15 @@ func Load(dir string) (*CA, error) {
 	}
 	ca, _, err := read(dir)
 	return ca, err
+}
+
+// Find returns the CA in dir if it can sign now, and nil if there is none, so that
+// [Open] would make it. It changes nothing.
+func Find(dir string) (*CA, error) {
+	if there, err := present(dir); !there {
+		return nil, err
+	}
+	return load(dir)
 }
 
 // load reads a CA that is to sign.

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"orthanc-dicomweb-oauth/certs"
@@ -28,13 +26,20 @@ func OpenCA(c *rules.Config) (*certs.CA, error) {
 	return ca, nil
 }
 
-// CheckCA looks at the CA of a config as [OpenCA] does, but makes none.
+// CheckCA tells what [OpenCA] would find wrong with the CA of a config, as
+// [rules.Problems]. It makes none, and changes nothing.
 func CheckCA(c *rules.Config) error {
-	if _, err := os.Stat(filepath.Join(string(c.CA.Dir), "ca.pem")); err != nil {
+	ca, err := certs.Find(string(c.CA.Dir))
+	if err != nil {
+		return asProblems(err, c.Path)
+	}
+	if ca == nil {
 		return nil
 	}
-	_, err := OpenCA(c)
-	return err
+	if problems := unsigned(ca, c); problems != nil {
+		return problems
+	}
+	return nil
 }
 
 // caFor returns the CA that the folder holds now, if it may sign for the hosts

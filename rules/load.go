@@ -28,7 +28,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return nil, fmt.Errorf("resolve %q: %w", path, err)
+		return nil, Problems{{File: path, What: "make the path absolute: " + err.Error()}}
 	}
 	d := &decoder{file: path, dir: filepath.Dir(abs), lookup: lookup, lines: keyLines(strings.TrimPrefix(string(text), "\ufeff"))}
 	var tree map[string]any

@@ -15,7 +15,7 @@ import (
 )
 
 // check loads the config as run would, but listens nowhere and makes no CA.
-func check(path string, asJSON bool, stdout io.Writer) error {
+func check(path string, asJSON bool, stdout, stderr io.Writer) error {
 	c, err := rules.Load(path, os.LookupEnv)
 	if err == nil {
 		err = gateway.CheckCA(c)
@@ -25,10 +25,23 @@ func check(path string, asJSON bool, stdout io.Writer) error {
 		if problems == nil {
 			problems = rules.Problems{}
 		}
-		if jsonErr := json.NewEncoder(stdout).Encode(map[string]any{"ok": err == nil, "problems": problems}); jsonErr != nil {
+		result := struct {
+			OK       bool           `json:"ok"`
+			Problems rules.Problems `json:"problems"`
+			Warnings rules.Problems `json:"warnings,omitempty"`
+		}{OK: err == nil, Problems: problems}
+		if c != nil {
+			result.Warnings = c.Warnings
+		}
+		if jsonErr := json.NewEncoder(stdout).Encode(result); jsonErr != nil {
 			return jsonErr
 		}
 		return err
+	}
+	if c != nil {
+		for _, w := range c.Warnings {
+			fmt.Fprintf(stderr, "warning: %s\nhint: %s\n", w, w.Hint)
+		}
 	}
 	if err != nil {
 		return err

@@ -150,7 +150,7 @@ func commands(stdout, stderr io.Writer) *cli.App {
 				Name: "check", Usage: "validate the configuration and list every problem",
 				UsageText: name + " check --config gateway.toml",
 				Flags:     []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("check"),
-				Action: func(c *cli.Context) error { return check(c.String("config"), c.Bool("json"), stdout) },
+				Action: func(c *cli.Context) error { return check(c.String("config"), c.Bool("json"), stdout, stderr) },
 			},
 			{
 				Name: "match", Usage: "tell which rule a request meets, and what would be done",

@@ -30,6 +30,9 @@ type Config struct {
 	Profiles map[string]*Profile
 	// Table finds the rule of a request.
 	Table *Table
+	// Warnings are the keys that have no effect beside the others, in the order of
+	// the file.
+	Warnings Problems
 }
 
 // AuditTarget returns where the audit log goes: "stderr", "stdout", "off", or the

@@ -94,6 +94,10 @@ var invalid = map[string][]string{
 	"no_rule.toml": {
 		`gateway.toml: there is no [[rule]], so there is nothing to do (add a [[rule]] with name, url and profile)`,
 	},
+	"profile_aws_nobody_asked.toml": {
+		`gateway.toml:11: profile.aws.refresh_buffer: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials (remove it, or the two keys)`,
+		`gateway.toml:12: profile.aws.request_timeout: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials (remove it, or the two keys)`,
+	},
 	"profile_double_bracket.toml": {
 		`gateway.toml:4: rule[0].profile: there is no [profile.azure] (add the table)`,
 		`gateway.toml:6: profile.azure: must be a table (write [profile.azure])`,

@@ -47,6 +47,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	if len(d.problems) > 0 {
 		return nil, d.problems.sorted()
 	}
+	c.Warnings = d.warn(&c)
 	return &c, nil
 }
 

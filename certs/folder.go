@@ -292,6 +292,11 @@ func change(dir, what, hint string, f func() error) error {
 
 // lock keeps all others from changing the folder. A process that ends gives the
 // lock back, however it ends.
+//
+// It asks again and again, since no system tells when it is worth it: flock(2)
+// cannot wait with a limit, a goroutine that waits in it would outlive the limit
+// and then hold the lock, and what it gets may be the lock of a file that is no
+// longer there; Windows does not wait for a file at all.
 func lock(dir string) (unlock func(), err error) {
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if unlock, err = tryLock(dir); !errors.Is(err, errLocked) || time.Now().After(end) {

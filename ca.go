@@ -21,11 +21,8 @@ func caCommands(config, jsonFlag cli.Flag, stdout io.Writer) []*cli.Command {
 	command := func(what, usage string, run func(*cli.Context, *rules.Config) error, flags ...cli.Flag) *cli.Command {
 		return &cli.Command{
 			Name: what, Usage: usage, UsageText: name + " ca " + what + " --config gateway.toml",
-			Flags: append([]cli.Flag{config}, flags...), OnUsageError: badFlag("ca " + what),
+			Flags: append([]cli.Flag{config}, flags...),
 			Action: func(c *cli.Context) error {
-				if c.NArg() > 0 {
-					return &usageError{fmt.Sprintf("ca %s takes no argument %q", what, c.Args().First()), "such as: " + c.Command.UsageText}
-				}
 				conf, err := rules.Load(c.String("config"), os.LookupEnv)
 				if err != nil {
 					return err

@@ -3,15 +3,19 @@ package main
 import (
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 )
+
+// askToComplete is the last word of a shell that asks for completions.
+const askToComplete = "--generate-bash-completion"
 
 // completable keeps a shell that asks for completions from running the command
 // instead, which urfave/cli does when "--" is among the words.
 func completable(args []string) ([]string, bool) {
 	n := len(args) - 1
-	if n < 1 || args[n] != "--generate-bash-completion" || !slices.Contains(args, "--") {
+	if n < 1 || args[n] != askToComplete || !slices.Contains(args, "--") {
 		return args, true
 	}
 	if slices.Index(args, "--") != n-1 {
@@ -64,7 +68,7 @@ complete -c orthanc-dicomweb-oauth -a '(_orthanc_dicomweb_oauth)'
 // completion is the completion command.
 func completion(c *cli.Context, stdout io.Writer) error {
 	var script string
-	switch c.Args().First() {
+	switch strings.Join(c.Args().Slice(), " ") {
 	case "bash":
 		script = bashCompletion
 	case "zsh":

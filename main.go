@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,12 +15,10 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"orthanc-dicomweb-oauth/certs"
-	"orthanc-dicomweb-oauth/gateway/demo"
 	"orthanc-dicomweb-oauth/gateway/supervisor"
 	"orthanc-dicomweb-oauth/rules"
 )
@@ -52,7 +49,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if !ok {
 		return 0
 	}
-	err := commands(stdout, stderr).RunContext(ctx, args)
+	app := commands(stdout, stderr)
+	err := app.RunContext(ctx, flagsFirst(app.Commands, args))
 	if err == nil {
 		return 0
 	}
@@ -78,7 +76,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, syscall.EADDRINUSE):
 		say(stderr, err.Error(), "another program listens there, perhaps this gateway already; stop it, or change listen")
 	default:
-		say(stderr, err.Error(), "")
+		var hint string
+		if hinted, ok := errors.AsType[*hintedError](err); ok {
+			hint = hinted.hint
+		}
+		say(stderr, err.Error(), hint)
 	}
 	return code
 }
@@ -98,14 +100,14 @@ func say(w io.Writer, what, hint string) {
 	}
 }
 
-// usageError is a command line that cannot be understood.
-type usageError struct{ what, hint string }
-
-// Error implements error.
-func (e *usageError) Error() string { return e.what }
-
 func commands(stdout, stderr io.Writer) *cli.App {
 	config := &cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", EnvVars: []string{"DICOMWEB_OAUTH_CONFIG"}, Value: "gateway.toml"}
+	config.Action = func(_ *cli.Context, path string) error {
+		if path == "" {
+			return &usageError{"--config, or DICOMWEB_OAUTH_CONFIG, is empty", "name the file, or leave both out for " + config.Value}
+		}
+		return nil
+	}
 	jsonFlag := &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}
 	app := &cli.App{
 		Name:            name,
@@ -123,39 +125,20 @@ func commands(stdout, stderr io.Writer) *cli.App {
 			{
 				Name: "run", Usage: "serve as Orthanc's HttpProxy until SIGTERM",
 				UsageText: name + " run --config gateway.toml",
-				Flags:     []cli.Flag{config}, OnUsageError: badFlag("run"),
-				Action: func(c *cli.Context) error { return serve(c.Context, c.String("config"), stderr) },
+				Flags:     []cli.Flag{config},
+				Action:    func(c *cli.Context) error { return serve(c.Context, c.String("config"), stderr) },
 			},
-			{
-				Name: "demo", Usage: "show the whole job with an embedded provider and DICOMweb server",
-				UsageText: name + " demo", OnUsageError: badFlag("demo"),
-				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "orthanc", Usage: "also send with a real Orthanc: auto, off or its `PATH`", Value: demo.OrthancAuto},
-					&cli.DurationFlag{Name: "token-lifetime", Usage: "how long the provider's tokens live", Value: 12 * time.Second},
-					&cli.StringFlag{Name: "servers", Usage: "only the provider and the DICOMweb server, for a gateway of your own; what it needs goes into `FOLDER`"},
-					&cli.BoolFlag{Name: "once", Usage: "end after the story instead of serving on"},
-				},
-				Action: func(c *cli.Context) error {
-					if folder := c.String("servers"); folder != "" {
-						return demo.Serve(c.Context, folder, demo.Options{Out: stdout, Color: colored(stdout)})
-					}
-					return demo.Run(c.Context, demo.Options{
-						Out: stdout, Color: colored(stdout),
-						Orthanc: c.String("orthanc"), TokenLifetime: c.Duration("token-lifetime"), Once: c.Bool("once"),
-						Start: func(ctx context.Context, path string) (*demo.Running, error) { return startForDemo(ctx, path, stderr) },
-					})
-				},
-			},
+			demoCommand(stdout, stderr),
 			{
 				Name: "check", Usage: "validate the configuration and list every problem",
 				UsageText: name + " check --config gateway.toml",
-				Flags:     []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("check"),
-				Action: func(c *cli.Context) error { return check(c.String("config"), c.Bool("json"), stdout, stderr) },
+				Flags:     []cli.Flag{config, jsonFlag},
+				Action:    func(c *cli.Context) error { return check(c.String("config"), c.Bool("json"), stdout, stderr) },
 			},
 			{
 				Name: "match", Usage: "tell which rule a request meets, and what would be done",
 				UsageText: name + " match GET https://dicom.example.org/dicom-web/studies", ArgsUsage: "METHOD URL",
-				Flags: []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("match"),
+				Flags: []cli.Flag{config, jsonFlag},
 				Action: func(c *cli.Context) error {
 					if c.NArg() != 2 {
 						return &usageError{"match needs a method and a URL", "such as: " + c.Command.UsageText}
@@ -166,7 +149,7 @@ func commands(stdout, stderr io.Writer) *cli.App {
 			{
 				Name: "test", Usage: "test a rule for real: DNS, TCP, TLS, token and one query",
 				UsageText: name + " test azure", ArgsUsage: "NAME|URL",
-				Flags: []cli.Flag{config, jsonFlag}, OnUsageError: badFlag("test"),
+				Flags: []cli.Flag{config, jsonFlag},
 				Action: func(c *cli.Context) error {
 					if c.NArg() != 1 {
 						return &usageError{"test needs the name of a rule, or a URL", "such as: " + c.Command.UsageText}
@@ -177,83 +160,34 @@ func commands(stdout, stderr io.Writer) *cli.App {
 			orthancCommand(config, jsonFlag, stdout, stderr),
 			{
 				Name: "ca", Usage: "show and replace the local CA", UsageText: name + " ca show",
-				OnUsageError: badFlag("ca"), Action: group("ca"), Subcommands: caCommands(config, jsonFlag, stdout),
+				Action: group("ca"), Subcommands: caCommands(config, jsonFlag, stdout),
 			},
 			{
 				Name: "import", Usage: "print a gateway.toml made from the OAuth settings of an orthanc.json",
-				UsageText: name + " import /etc/orthanc/orthanc.json > gateway.toml", ArgsUsage: "FILE", OnUsageError: badFlag("import"),
+				UsageText: name + " import /etc/orthanc/orthanc.json > gateway.toml", ArgsUsage: "FILE",
 				Action: func(c *cli.Context) error {
-					if c.NArg() != 1 {
+					if c.NArg() != 1 || c.Args().First() == "" {
 						return &usageError{"import needs the path of an orthanc.json", "such as: " + c.Command.UsageText}
 					}
 					return importFile(c.Args().First(), stdout, stderr)
 				},
 			},
-			{
-				Name: "health", Usage: "ask the gateway on this machine whether it is ready, for container health checks",
-				UsageText: name + " health --config gateway.toml",
-				Flags:     []cli.Flag{config, &cli.StringFlag{Name: "url", Usage: "ask the admin listener at `URL`, without a config: http://127.0.0.1:3129"}},
-
-				OnUsageError: badFlag("health"),
-				Action:       func(c *cli.Context) error { return health(c.Context, c.String("config"), c.String("url"), stdout) },
-			},
+			healthCommand(config, stdout),
 			{
 				Name: "completion", Usage: "print a script that lets a shell complete our commands",
-				UsageText: "source <(" + name + " completion bash)", ArgsUsage: shells, OnUsageError: badFlag("completion"),
+				UsageText: "source <(" + name + " completion bash)", ArgsUsage: shells,
 				Action:       func(c *cli.Context) error { return completion(c, stdout) },
 				BashComplete: func(*cli.Context) { fmt.Fprintln(stdout, strings.ReplaceAll(shells, "|", "\n")) },
 			},
 			{
 				Name: "version", Usage: "print the version", UsageText: name + " version",
-				Flags: []cli.Flag{jsonFlag}, OnUsageError: badFlag("version"),
+				Flags:  []cli.Flag{jsonFlag},
 				Action: func(c *cli.Context) error { return printVersion(c.Bool("json"), stdout) },
 			},
 		},
 	}
-	withoutHelpCommand(app.Commands)
+	finish(app.Commands, "")
 	return app
-}
-
-// withoutHelpCommand leaves --help alone: a command help below each command
-// would be completed where arguments belong.
-func withoutHelpCommand(commands []*cli.Command) {
-	for _, c := range commands {
-		c.HideHelpCommand = true
-		withoutHelpCommand(c.Subcommands)
-	}
-}
-
-// badFlag is what a command says about a flag that it does not have.
-func badFlag(command string) cli.OnUsageErrorFunc {
-	return func(c *cli.Context, err error, _ bool) error {
-		hint := "see " + strings.Join(strings.Fields(name+" "+command+" --help"), " ")
-		if flag, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); unknown {
-			candidates := []string{"--help"}
-			for _, f := range c.Command.Flags {
-				candidates = append(candidates, "--"+f.Names()[0])
-			}
-			hint = cmp.Or(rules.DidYouMean("--"+strings.TrimPrefix(flag, "-"), candidates), hint)
-		}
-		return &usageError{err.Error(), hint}
-	}
-}
-
-// group is the action of a command that has nothing but commands: it shows its help.
-func group(command string) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		if c.NArg() == 0 {
-			return cli.ShowSubcommandHelp(c)
-		}
-		var candidates []string
-		for _, sub := range c.Command.Subcommands {
-			candidates = append(candidates, sub.Name)
-		}
-		hint := "see " + strings.Join(strings.Fields(name+" "+command+" --help"), " ")
-		return &usageError{
-			fmt.Sprintf("unknown command %q", strings.TrimSpace(command+" "+c.Args().First())),
-			cmp.Or(rules.DidYouMean(c.Args().First(), candidates), hint),
-		}
-	}
 }
 
 // printVersion is the version command.

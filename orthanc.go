@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -19,10 +21,16 @@ import (
 
 // orthancCommand is what sets Orthanc's side up.
 func orthancCommand(config *cli.StringFlag, jsonFlag *cli.BoolFlag, stdout, stderr io.Writer) *cli.Command {
+	proxyHost := &cli.StringFlag{Name: "proxy-host", Usage: "`NAME` under which Orthanc reaches the gateway (default: the host of listen)"}
+	proxyHost.Action = func(_ *cli.Context, host string) error {
+		if _, err := netip.ParseAddr(host); err != nil && strings.ContainsAny(host, "/:@[] ") {
+			return &usageError{fmt.Sprintf("--proxy-host %q is not a host", host), "give its name or address alone; the port is that of listen"}
+		}
+		return nil
+	}
 	return &cli.Command{
 		Name: "orthanc", Usage: "set Orthanc up: print its settings, or register the DICOMweb servers in a running one",
-		UsageText:    name + " orthanc config\n" + name + " orthanc register --url http://localhost:8042",
-		OnUsageError: badFlag("orthanc"), Action: group("orthanc"),
+		UsageText: name + " orthanc config\n" + name + " orthanc register --url http://localhost:8042", Action: group("orthanc"),
 		Subcommands: []*cli.Command{
 			{
 				Name: "config", Usage: "print what orthanc.json needs, as one JSON object to merge",
@@ -30,10 +38,9 @@ func orthancCommand(config *cli.StringFlag, jsonFlag *cli.BoolFlag, stdout, stde
 				Flags: []cli.Flag{
 					config,
 					&cli.StringFlag{Name: "format", Usage: "json, or env for the image orthancteam/orthanc: `FORMAT`", Value: "json"},
-					&cli.StringFlag{Name: "proxy-host", Usage: "`NAME` under which Orthanc reaches the gateway (default: the host of listen)"},
+					proxyHost,
 					&cli.BoolFlag{Name: "reveal", Usage: "print user and password of the proxy, in clear"},
 				},
-				OnUsageError: badFlag("orthanc config"),
 				Action: func(c *cli.Context) error {
 					o := orthancjson.SettingsOptions{ProxyHost: c.String("proxy-host"), Reveal: c.Bool("reveal")}
 					return orthancConfig(c.String("config"), c.String("format"), o, stdout, stderr)
@@ -48,7 +55,6 @@ func orthancCommand(config *cli.StringFlag, jsonFlag *cli.BoolFlag, stdout, stde
 					&cli.StringFlag{Name: "username", Usage: "`USER` of the REST API; the password is taken from ORTHANC_PASSWORD"},
 					&cli.StringFlag{Name: "password-file", Usage: "read the password from `FILE`"},
 				},
-				OnUsageError: badFlag("orthanc register"),
 				Action: func(c *cli.Context) error {
 					o, err := orthancLogin(c.String("username"), c.String("password-file"))
 					if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -49,7 +50,7 @@ func start(ctx context.Context, path string, stderr io.Writer) (*service, *rules
 		return nil, nil, err
 	}
 	if s.audit, err = audit.Open(c.AuditTarget()); err != nil {
-		return nil, nil, err
+		return nil, nil, &hintedError{fmt.Errorf("log.audit: %w", err), "make its folder and let the gateway's user write there, or change audit under [log]"}
 	}
 	if s.gateway, err = gateway.New(gateway.Options{Config: c, CA: s.ca, Log: s.log, Level: level, Audit: s.audit}); err != nil {
 		return nil, nil, errors.Join(err, s.audit.Close())
@@ -65,13 +66,13 @@ func (s *service) listen(ctx context.Context, c *rules.Config) error {
 	var config net.ListenConfig
 	proxy, err := config.Listen(ctx, "tcp", c.Proxy.Listen)
 	if err != nil {
-		return fmt.Errorf("proxy.listen: %w", err)
+		return listenError("proxy.listen", err)
 	}
 	if c.Admin.Listen != "" {
 		ln, err := config.Listen(ctx, "tcp", c.Admin.Listen)
 		if err != nil {
 			proxy.Close()
-			return fmt.Errorf("admin.listen: %w", err)
+			return listenError("admin.listen", err)
 		}
 		s.adminAt = ln.Addr()
 		s.gateway.Protect(s.adminAt)
@@ -81,6 +82,19 @@ func (s *service) listen(ctx context.Context, c *rules.Config) error {
 	s.proxyAt = proxy.Addr()
 	go func() { s.failed <- s.gateway.Serve(proxy) }()
 	return nil
+}
+
+// listenError says what to change about an address that is not to be had.
+func listenError(key string, err error) error {
+	_, unknown := errors.AsType[*net.DNSError](err)
+	hint := ""
+	switch {
+	case unknown, errors.Is(err, syscall.EADDRNOTAVAIL):
+		hint = "this machine has no such address; change listen to one of its own, or to 127.0.0.1"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "this user may not listen there; take a port above 1023"
+	}
+	return &hintedError{fmt.Errorf("%s: %w", key, err), hint}
 }
 
 // reload takes up the config file as it is now.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,9 +9,12 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
+
+	"github.com/urfave/cli/v2"
 
 	"orthanc-dicomweb-oauth/gateway"
 	"orthanc-dicomweb-oauth/gateway/admin"
@@ -35,7 +39,11 @@ func test(ctx context.Context, path, target string, asJSON bool, stdout io.Write
 		target = r.URL
 	}
 	if !strings.Contains(target, "://") {
-		return &usageError{fmt.Sprintf("there is no rule %q", target), "name a rule of the config, or give a URL"}
+		var names []string
+		for _, r := range c.Rules {
+			names = append(names, r.Name)
+		}
+		return &usageError{fmt.Sprintf("there is no rule %q", target), cmp.Or(rules.DidYouMean(target, names), "name a rule of the config, or give a URL")}
 	}
 	if c, err = tested(c, target); err != nil {
 		return err
@@ -85,12 +93,28 @@ func tested(c *rules.Config, target string) (*rules.Config, error) {
 	return c, nil
 }
 
+func healthCommand(config *cli.StringFlag, stdout io.Writer) *cli.Command {
+	at := &cli.StringFlag{Name: "url", Usage: "ask the admin listener at `URL`, without a config: http://127.0.0.1:3129"}
+	at.Action = func(_ *cli.Context, raw string) error {
+		if u, err := url.Parse(raw); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return &usageError{"--url is not the URL of an admin listener", "such as: --url http://127.0.0.1:3129"}
+		}
+		return nil
+	}
+	return &cli.Command{
+		Name: "health", Usage: "ask the gateway on this machine whether it is ready, for container health checks",
+		UsageText: name + " health --config gateway.toml",
+		Flags:     []cli.Flag{config, at},
+		Action:    func(c *cli.Context) error { return health(c.Context, c.String("config"), c.String("url"), stdout) },
+	}
+}
+
 // healthTimeout is below the patience of any container engine.
 const healthTimeout = 3 * time.Second
 
 // health is the health command.
-func health(ctx context.Context, path, url string, stdout io.Writer) error {
-	if url == "" {
+func health(ctx context.Context, path, at string, stdout io.Writer) error {
+	if at == "" {
 		c, err := rules.Load(path, os.LookupEnv)
 		if err != nil {
 			return err
@@ -98,11 +122,11 @@ func health(ctx context.Context, path, url string, stdout io.Writer) error {
 		if c.Admin.Listen == "" {
 			return &usageError{"[admin] listen is off, so there is nothing to ask", "set listen under [admin]"}
 		}
-		url = admin.URL(c.Admin)
+		at = admin.URL(c.Admin)
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	detail, err := admin.Ready(ctx, strings.TrimSuffix(url, "/"))
+	detail, err := admin.Ready(ctx, strings.TrimSuffix(at, "/"))
 	if err != nil {
 		return err
 	}

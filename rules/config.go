@@ -30,8 +30,8 @@ type Config struct {
 	Profiles map[string]*Profile
 	// Table finds the rule of a request.
 	Table *Table
-	// Warnings are the keys that have no effect beside the others, in the order of
-	// the file.
+	// Warnings are the keys that have no effect beside the others, or that hardly
+	// say what was meant, in the order of the file.
 	Warnings Problems
 }
 

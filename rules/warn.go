@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"orthanc-dicomweb-oauth/token"
 )
 
 // warn collects the keys that are right, each by itself, but have no effect
-// beside the others. Where nobody can have meant it so, it is a problem instead.
+// beside the others, and secrets that look like a slip of the editor. Where nobody
+// can have meant it so, it is a problem instead.
 func (d *decoder) warn(c *Config) Problems {
 	w := decoder{file: d.file, lines: d.lines}
 	for key, given := range map[string]bool{"username": c.Admin.Username != "", "password": !c.Admin.Password.IsZero()} {
@@ -26,6 +28,11 @@ func (d *decoder) warn(c *Config) Problems {
 	for _, name := range slices.Sorted(maps.Keys(c.Profiles)) {
 		if s, ok := c.Profiles[name].Settings.(token.Warner); ok {
 			s.Warn(func(k, what, hint string) { w.problem("profile."+name+"."+k, what, hint) })
+		}
+	}
+	for _, f := range d.files {
+		if s, err := token.SecretFile(f.path).Read(); err == nil && strings.TrimSpace(s.Reveal()) != s.Reveal() {
+			w.problem(f.key, "the secret begins or ends with a space or a line end beyond the last, which is sent with it", "remove it from the file, unless it belongs to the secret")
 		}
 	}
 	return w.problems.sorted()

@@ -50,44 +50,40 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	app := commands(stdout, stderr)
-	err := app.RunContext(ctx, flagsFirst(app.Commands, args))
-	if err == nil {
-		return 0
+	if err := app.RunContext(ctx, flagsFirst(app.Commands, args)); err != nil {
+		return report(stderr, err)
 	}
-	code := exitFailed
-	var usage *usageError
-	switch {
-	case errors.As(err, &usage):
-		code = exitUsage
+	return 0
+}
+
+// report shows an error with what to change, and returns the exit code for it.
+func report(stderr io.Writer, err error) int {
+	if usage, ok := errors.AsType[*usageError](err); ok {
 		for what := range strings.SplitSeq(usage.Error(), "\n") {
 			say(stderr, what, "")
 		}
 		say(stderr, "", usage.hint)
-	case isType[rules.Problems](err):
-		code = exitUsage
-		problems, _ := errors.AsType[rules.Problems](err)
+		return exitUsage
+	}
+	if problems, ok := errors.AsType[rules.Problems](err); ok {
 		for _, p := range problems {
 			say(stderr, p.String(), p.Hint)
 		}
-	case isType[*certs.FolderError](err):
-		code = exitUsage
-		folder, _ := errors.AsType[*certs.FolderError](err)
-		say(stderr, folder.Error(), folder.Hint)
-	case errors.Is(err, syscall.EADDRINUSE):
-		say(stderr, err.Error(), "another program listens there, perhaps this gateway already; stop it, or change listen")
-	default:
-		var hint string
-		if hinted, ok := errors.AsType[*hintedError](err); ok {
-			hint = hinted.hint
-		}
-		say(stderr, err.Error(), hint)
+		return exitUsage
 	}
-	return code
-}
-
-func isType[E error](err error) bool {
-	_, ok := errors.AsType[E](err)
-	return ok
+	if folder, ok := errors.AsType[*certs.FolderError](err); ok {
+		say(stderr, folder.Error(), folder.Hint)
+		return exitUsage
+	}
+	hint := ""
+	if hinted, ok := errors.AsType[*hintedError](err); ok {
+		hint = hinted.hint
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		hint = "another program listens there, perhaps this gateway already; stop it, or change listen"
+	}
+	say(stderr, err.Error(), hint)
+	return exitFailed
 }
 
 // say writes one error as users see it.
@@ -102,12 +98,6 @@ func say(w io.Writer, what, hint string) {
 
 func commands(stdout, stderr io.Writer) *cli.App {
 	config := &cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", EnvVars: []string{"DICOMWEB_OAUTH_CONFIG"}, Value: "gateway.toml"}
-	config.Action = func(_ *cli.Context, path string) error {
-		if path == "" {
-			return &usageError{"--config, or DICOMWEB_OAUTH_CONFIG, is empty", "name the file, or leave both out for " + config.Value}
-		}
-		return nil
-	}
 	jsonFlag := &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"}
 	app := &cli.App{
 		Name:            name,

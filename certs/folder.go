@@ -174,7 +174,7 @@ func readCertificate(path string) *x509.Certificate {
 func parse(dir, name string, cert, key []byte) (*CA, error) {
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s with its key: %w", name, err)
 	}
 	private, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {

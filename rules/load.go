@@ -24,6 +24,9 @@ import (
 // [os.LookupEnv]). Whatever is wrong with its content comes back as [Problems],
 // all at once.
 func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
+	if path == "" {
+		return nil, Problems{{File: "--config", What: "is empty", Hint: "name the file there, or in DICOMWEB_OAUTH_CONFIG; without both it is gateway.toml"}}
+	}
 	text, err := readConfig(path)
 	if err != nil {
 		hint := "name the file with --config, or in DICOMWEB_OAUTH_CONFIG"

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -37,6 +38,12 @@ func TestScripts(t *testing.T) {
 			e.Setenv("BUSY_PORT", strconv.Itoa(busy.Addr().(*net.TCPAddr).Port))
 			e.Setenv("SECRET", "s3cr3t")
 			return nil
+		},
+		Condition: func(name string) (bool, error) {
+			if name != "root" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return os.Geteuid() == 0, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "await": await},
 	})
@@ -95,6 +102,32 @@ func TestHelpOfEachCommandHasAnExample(t *testing.T) {
 		check(name, c.Name)
 		for _, sub := range c.Subcommands {
 			check(name, c.Name, sub.Name)
+		}
+	}
+}
+
+func TestFlagsMayFollowTheArguments(t *testing.T) {
+	all := commands(io.Discard, io.Discard).Commands
+	for given, want := range map[string]string{
+		"test azure":                            "test azure",
+		"test azure --config x.toml":            "test --config x.toml azure",
+		"test azure --config=x.toml --json":     "test --config=x.toml --json azure",
+		"test --json azure --config x.toml":     "test --json --config x.toml azure",
+		"test --json azure":                     "test --json azure",
+		"test azure --config":                   "test --config",
+		"test azure --typo x":                   "test --typo azure x",
+		"test azure -- --config x":              "test azure -- --config x",
+		"match GET https://x.example.org/ -h":   "match -h GET https://x.example.org/",
+		"orthanc config x --format env":         "orthanc config --format env x",
+		"orthanc --help":                        "orthanc --help",
+		"ca show":                               "ca show",
+		"--config x.toml check":                 "--config x.toml check",
+		"":                                      "",
+		"test azure --generate-bash-completion": "test azure --generate-bash-completion",
+	} {
+		got := strings.Join(flagsFirst(all, append([]string{name}, strings.Fields(given)...)), " ")
+		if got != strings.TrimSpace(name+" "+want) {
+			t.Errorf("%q: got %q, want %q", given, got, want)
 		}
 	}
 }

@@ -132,6 +132,26 @@ func TestSecondStartChangesNothing(t *testing.T) {
 	}
 }
 
+func TestFindMakesAndChangesNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ca")
+	if ca, err := certs.Find(dir); ca != nil || err != nil {
+		t.Errorf("got %v, %v where there is no CA", ca, err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the folder was made")
+	}
+	made := open(t, dir, hosts)
+	if err := os.Remove(made.BundlePath()); err != nil {
+		t.Fatal(err)
+	}
+	if ca, err := certs.Find(dir); err != nil || ca.Fingerprint() != made.Fingerprint() {
+		t.Errorf("got %v, %v, want the CA that was made", ca, err)
+	}
+	if _, err := os.Stat(made.BundlePath()); err == nil {
+		t.Error("the bundle was written")
+	}
+}
+
 func TestManyFirstStartsAtOnceMakeOneCA(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
 	var wg sync.WaitGroup

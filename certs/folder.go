@@ -38,6 +38,9 @@ func (e *FolderError) Error() string { return fmt.Sprintf("CA folder %q: %s", e.
 
 // present reports whether the folder has a CA; half a one is an error.
 func present(dir string) (bool, error) {
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return false, &FolderError{dir, "is a file, not a folder", "set dir under [ca] to a folder, or to where there is nothing yet"}
+	}
 	_, certErr := os.Stat(filepath.Join(dir, certFile))
 	_, keyErr := os.Stat(filepath.Join(dir, keyFile))
 	noCert, noKey := errors.Is(certErr, fs.ErrNotExist), errors.Is(keyErr, fs.ErrNotExist)
@@ -63,6 +66,15 @@ func Load(dir string) (*CA, error) {
 	}
 	ca, _, err := read(dir)
 	return ca, err
+}
+
+// Find returns the CA in dir if it can sign now, and nil if there is none, so that
+// [Open] would make it. It changes nothing.
+func Find(dir string) (*CA, error) {
+	if there, err := present(dir); !there {
+		return nil, err
+	}
+	return load(dir)
 }
 
 // load reads a CA that is to sign.
@@ -162,7 +174,7 @@ func readCertificate(path string) *x509.Certificate {
 func parse(dir, name string, cert, key []byte) (*CA, error) {
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s with its key: %w", name, err)
 	}
 	private, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {
@@ -280,6 +292,11 @@ func change(dir, what, hint string, f func() error) error {
 
 // lock keeps all others from changing the folder. A process that ends gives the
 // lock back, however it ends.
+//
+// It asks again and again, since no system tells when it is worth it: flock(2)
+// cannot wait with a limit, a goroutine that waits in it would outlive the limit
+// and then hold the lock, and what it gets may be the lock of a file that is no
+// longer there; Windows does not wait for a file at all.
 func lock(dir string) (unlock func(), err error) {
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if unlock, err = tryLock(dir); !errors.Is(err, errLocked) || time.Now().After(end) {

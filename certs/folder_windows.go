@@ -42,7 +42,8 @@ func exists(path string) bool {
 // giveToOwner does nothing: a new file has the access list of its folder.
 func giveToOwner(*os.File) {}
 
-// rename waits for readers: Windows does not replace a file that somebody reads.
+// rename waits for readers: Windows does not replace a file that somebody reads,
+// and does not tell when they have done, so that it has to be tried again.
 func rename(from, to string) error {
 	for end := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if err := os.Rename(from, to); err == nil || time.Now().After(end) {

@@ -72,7 +72,7 @@ func TestDockerfileAgreesWithItself(t *testing.T) {
 		t.Errorf("Dockerfile builds with another Go than %s of go.mod", gomod[1])
 	}
 	ignored := strings.Fields(read(t, "../.dockerignore"))
-	for _, needed := range []string{"go.mod", "go.sum", "main.go", "rules", "token", "certs", "gateway"} {
+	for _, needed := range []string{"go.mod", "go.sum", "*.go", "main.go", "rules", "token", "certs", "gateway"} {
 		if slices.Contains(ignored, needed) {
 			t.Errorf(".dockerignore leaves %s out, which the build needs", needed)
 		}

@@ -26,6 +26,22 @@ func OpenCA(c *rules.Config) (*certs.CA, error) {
 	return ca, nil
 }
 
+// CheckCA tells what [OpenCA] would find wrong with the CA of a config, as
+// [rules.Problems]. It makes none, and changes nothing.
+func CheckCA(c *rules.Config) error {
+	ca, err := certs.Find(string(c.CA.Dir))
+	if err != nil {
+		return asProblems(err, c.Path)
+	}
+	if ca == nil {
+		return nil
+	}
+	if problems := unsigned(ca, c); problems != nil {
+		return problems
+	}
+	return nil
+}
+
 // caFor returns the CA that the folder holds now, if it may sign for the hosts
 // of the config; the errors are those of [OpenCA].
 func (g *Gateway) caFor(c *rules.Config) (*certs.CA, error) {

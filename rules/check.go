@@ -278,7 +278,7 @@ func (d *decoder) auditKey(f token.PrivateFile) {
 func (d *decoder) checkModes(c *Config) {
 	for _, f := range d.files {
 		if _, err := token.SecretFile(f.path).Read(); err != nil {
-			d.problem(f.key, err.Error(), "the file must exist and hold the secret")
+			d.problem(f.key, err.Error(), "the file must exist, hold the secret, and be readable for the gateway's user")
 			continue
 		}
 		d.checkMode(f.key, f.path, c)

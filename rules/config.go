@@ -6,6 +6,7 @@ package rules
 
 import (
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -29,6 +30,40 @@ type Config struct {
 	Profiles map[string]*Profile
 	// Table finds the rule of a request.
 	Table *Table
+	// Warnings are the keys that have no effect beside the others, or that hardly
+	// say what was meant, in the order of the file.
+	Warnings Problems
+}
+
+// AuditTarget returns where the audit log goes: "stderr", "stdout", "off", or the
+// absolute path of a file.
+func (c *Config) AuditTarget() string {
+	switch t := c.Log.Audit; {
+	case t == "stderr" || t == "stdout" || t == "off" || filepath.IsAbs(t):
+		return t
+	default:
+		return filepath.Join(filepath.Dir(c.Path), t)
+	}
+}
+
+// Rule returns the rule of that name, or nil.
+func (c *Config) Rule(name string) *Rule {
+	for _, r := range c.Rules {
+		if r.Name == name {
+			return r
+		}
+	}
+	return nil
+}
+
+// Only returns a copy of c that has no profile but the named one.
+func (c *Config) Only(profile string) *Config {
+	only := *c
+	only.Profiles = map[string]*Profile{}
+	if p := c.Profiles[profile]; p != nil {
+		only.Profiles[profile] = p
+	}
+	return &only
 }
 
 // Proxy is the [proxy] table: the listener that Orthanc talks to, and its limits.

@@ -23,7 +23,10 @@ type Explanation struct {
 func (c *Config) Explain(method, rawURL string) (Explanation, error) {
 	e := Explanation{Method: strings.ToUpper(method), URL: rawURL}
 	u, err := url.Parse(rawURL)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
+	if err != nil {
+		return e, errors.New("the URL is malformed") // nor is the error shown: it quotes the URL
+	}
+	if u.Scheme != "https" && u.Scheme != "http" {
 		return e, errors.New("the URL does not begin with https:// or http://")
 	}
 	a, err := ParseAuthority(u.Host, defaultPort(u.Scheme))

@@ -94,6 +94,10 @@ var invalid = map[string][]string{
 	"no_rule.toml": {
 		`gateway.toml: there is no [[rule]], so there is nothing to do (add a [[rule]] with name, url and profile)`,
 	},
+	"profile_aws_nobody_asked.toml": {
+		`gateway.toml:11: profile.aws.refresh_buffer: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials (remove it, or the two keys)`,
+		`gateway.toml:12: profile.aws.request_timeout: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials (remove it, or the two keys)`,
+	},
 	"profile_double_bracket.toml": {
 		`gateway.toml:4: rule[0].profile: there is no [profile.azure] (add the table)`,
 		`gateway.toml:6: profile.azure: must be a table (write [profile.azure])`,
@@ -141,10 +145,10 @@ var invalid = map[string][]string{
 		`gateway.toml:10: profile.azure.client_secret_file: is empty (give the path of a file that holds the secret)`,
 	},
 	"profile_secret_file_empty.toml": {
-		`gateway.toml:10: profile.azure.client_secret_file: read secret: "empty" is empty (the file must exist and hold the secret)`,
+		`gateway.toml:10: profile.azure.client_secret_file: read secret: "empty" is empty (the file must exist, hold the secret, and be readable for the gateway's user)`,
 	},
 	"profile_secret_file_missing.toml": {
-		`gateway.toml:10: profile.azure.client_secret_file: read secret: open no-such-secret: no such file or directory (the file must exist and hold the secret)`,
+		`gateway.toml:10: profile.azure.client_secret_file: read secret: open no-such-secret: no such file or directory (the file must exist, hold the secret, and be readable for the gateway's user)`,
 	},
 	"profile_secret_file_type.toml": {
 		`gateway.toml:10: profile.azure.client_secret_file: want a string, got true or false`,
@@ -310,7 +314,7 @@ var invalid = map[string][]string{
 		`gateway.toml:2: expected '.' or ']' to end table name, but got '\n' instead`,
 	},
 	"syntax_value.toml": {
-		`gateway.toml:2: proxy.listen: Invalid float value: "…"`,
+		`gateway.toml:2: proxy.listen: Invalid float value: "…" (put text into quotes: key = "text")`,
 	},
 	"table_is_value.toml": {
 		`gateway.toml:1: proxy: must be a table (write [proxy])`,

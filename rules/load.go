@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -22,13 +24,23 @@ import (
 // [os.LookupEnv]). Whatever is wrong with its content comes back as [Problems],
 // all at once.
 func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
-	text, err := os.ReadFile(path)
+	if path == "" {
+		return nil, Problems{{File: "--config", What: "is empty", Hint: "name the file there, or in DICOMWEB_OAUTH_CONFIG; without both it is gateway.toml"}}
+	}
+	text, err := readConfig(path)
 	if err != nil {
-		return nil, Problems{{File: path, What: readProblem(err), Hint: "name the file with --config, or in DICOMWEB_OAUTH_CONFIG"}}
+		hint := "name the file with --config, or in DICOMWEB_OAUTH_CONFIG"
+		switch {
+		case errors.Is(err, errTooLarge):
+			hint = "is it a config at all? " + hint
+		case errors.Is(err, fs.ErrPermission):
+			hint = "let this user read it: it is for the user that the gateway runs as"
+		}
+		return nil, Problems{{File: path, What: readProblem(err), Hint: hint}}
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return nil, fmt.Errorf("resolve %q: %w", path, err)
+		return nil, Problems{{File: path, What: "make the path absolute: " + err.Error()}}
 	}
 	d := &decoder{file: path, dir: filepath.Dir(abs), lookup: lookup, lines: keyLines(strings.TrimPrefix(string(text), "\ufeff"))}
 	var tree map[string]any
@@ -47,7 +59,27 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	if len(d.problems) > 0 {
 		return nil, d.problems.sorted()
 	}
+	c.Warnings = d.warn(&c)
 	return &c, nil
+}
+
+// maxConfig is far above what any site needs: some 100,000 rules.
+const maxConfig = 16 << 20
+
+var errTooLarge = fmt.Errorf("is larger than %d MiB", maxConfig>>20)
+
+// readConfig reads a file, but not one without end.
+func readConfig(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(text) > maxConfig {
+		err = errTooLarge
+	}
+	return text, err
 }
 
 // readProblem drops the path from err: the problem names it already.
@@ -72,7 +104,25 @@ func syntaxProblem(path string, err error) Problem {
 		_, p.What, _ = strings.Cut(pe.Error(), ": ")
 	}
 	p.What = quoted.ReplaceAllString(p.What, `"…"`)
+	p.Hint = syntaxHint(p.What)
 	return p
+}
+
+// syntaxHint says what to change about the mistakes that people make; "" for others.
+func syntaxHint(what string) string {
+	switch {
+	case strings.Contains(what, "UTF-"):
+		return "save the file as UTF-8"
+	case strings.Contains(what, "invalid escape"):
+		return `write a backslash twice, or the whole text in single quotes: 'C:\folder\file'`
+	case strings.Contains(what, "newlines"):
+		return "close the quotes on the same line"
+	case strings.HasPrefix(what, "Invalid "), strings.HasPrefix(what, "expected value"):
+		return `put text into quotes: key = "text"`
+	case strings.HasPrefix(what, "expected '.' or '='"):
+		return `write key = "text"`
+	}
+	return ""
 }
 
 // config decodes the whole tree.

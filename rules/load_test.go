@@ -181,6 +181,9 @@ func TestExamplesLoad(t *testing.T) {
 			if c.Rules[0].Decision() != Inject {
 				t.Errorf("the first rule decides %q, want %q", c.Rules[0].Decision(), Inject)
 			}
+			if c.Warnings != nil {
+				t.Errorf("warnings: %v", c.Warnings)
+			}
 			// A reload compares profiles, and an equal one keeps its token: using
 			// settings must not change them.
 			for name, p := range c.Profiles {

@@ -92,7 +92,6 @@ var awsName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
 
 // Check implements [Settings].
 func (a *AWSSigV4) Check(report Report) {
-	(&Fetching{CAFile: a.CAFile}).check(report)
 	if a.Region == "" {
 		report("region", "is missing", `give the region of the data store, such as "us-east-1"`)
 	} else if !awsName.MatchString(a.Region) {
@@ -106,6 +105,8 @@ func (a *AWSSigV4) Check(report Report) {
 	}
 	if a.static() {
 		a.checkKeys(report)
+	} else {
+		(&Fetching{CAFile: a.CAFile}).check(report)
 	}
 }
 
@@ -123,6 +124,15 @@ func (a *AWSSigV4) checkKeys(report Report) {
 	checkSecret(report, "secret_access_key", a.SecretAccessKey, both, awsKeyProblem)
 	if !a.SessionToken.IsZero() {
 		checkSecret(report, "session_token", a.SessionToken, "", awsKeyProblem)
+	}
+	// Files are read again when a renewal is due.
+	files := a.AccessKeyID.File() != "" || a.SecretAccessKey.File() != "" || a.SessionToken.File() != ""
+	for key, given := range map[string]bool{
+		"ca_file": a.CAFile != "", "request_timeout": a.RequestTimeout > 0, "refresh_buffer": a.RefreshBuffer > 0 && !files,
+	} {
+		if given {
+			report(key, "has no effect with access_key_id and secret_access_key, as nobody is asked for credentials", "remove it, or the two keys")
+		}
 	}
 }
 

@@ -640,7 +640,20 @@ func TestAWSCheckNamesEachMistake(t *testing.T) {
 		}, want: []string{"access_key_id: is missing", "secret_access_key: is missing"}},
 		{name: "keys and a shared profile", change: func(a *token.AWSSigV4) { a.SharedProfile = "pacs" }, want: []string{"shared_profile: there are also credentials in this profile"}},
 		{name: "a line end in a key", change: func(a *token.AWSSigV4) { a.SecretAccessKey = secretValue(awsSecret + "\n") }, want: []string{"secret_access_key: has characters that no AWS key has, such as a space or a line end"}},
-		{name: "a ca_file that is not there", change: func(a *token.AWSSigV4) { a.CAFile = "/no/such/ca.pem" }, want: []string{"ca_file: open /no/such/ca.pem: no such file or directory"}},
+		{name: "none with the chain's keys", change: func(a *token.AWSSigV4) {
+			*a = token.AWSSigV4{Region: "us-east-1", RefreshBuffer: time.Minute, RequestTimeout: time.Second}
+		}},
+		{name: "none with a buffer before files are read again", change: func(a *token.AWSSigV4) {
+			a.SessionToken, a.RefreshBuffer = token.SecretFile("/later"), time.Minute
+		}},
+		{name: "a buffer for keys that do not end", change: func(a *token.AWSSigV4) { a.RefreshBuffer = time.Minute }, want: []string{"refresh_buffer: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials"}},
+		{name: "a timeout where nobody is asked", change: func(a *token.AWSSigV4) {
+			a.AccessKeyID, a.RequestTimeout = token.SecretFile("/later"), time.Second
+		}, want: []string{"request_timeout: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials"}},
+		{name: "a ca_file where nobody is asked", change: func(a *token.AWSSigV4) { a.CAFile = "/no/such/ca.pem" }, want: []string{"ca_file: has no effect with access_key_id and secret_access_key, as nobody is asked for credentials"}},
+		{name: "a ca_file that is not there", change: func(a *token.AWSSigV4) {
+			*a = token.AWSSigV4{Region: "us-east-1", CAFile: "/no/such/ca.pem"}
+		}, want: []string{"ca_file: open /no/such/ca.pem: no such file or directory"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			a := awsSettings("")

@@ -2,6 +2,7 @@ package token
 
 import (
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -38,6 +39,18 @@ func (m *AzureManagedIdentity) Check(report Report) {
 	}
 	if len(given) > 1 {
 		report(given[1], strings.Join(given, " and ")+" are given", "keep one of them: each names one identity")
+	}
+}
+
+// Warn implements [Warner].
+func (m *AzureManagedIdentity) Warn(report Report) {
+	for key, given := range map[string]bool{"cloud": m.Cloud != "", "authority_host": m.AuthorityHost != ""} {
+		if given { // but that there is no default for scopes beyond the public cloud
+			report(key, "has no effect on where tokens come from: that is this machine's own endpoint", "remove it, and keep scopes")
+		}
+	}
+	if m.CAFile != "" && !strings.HasPrefix(os.Getenv("IDENTITY_ENDPOINT"), "https:") {
+		report("ca_file", "has no effect, as the managed identity endpoint is http:// on this machine", "remove it")
 	}
 }
 

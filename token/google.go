@@ -53,6 +53,15 @@ func (g *GoogleServiceAccount) Check(report Report) {
 	checkGoogleFile(report, g.CredentialsFile, google.ServiceAccount, g.InsecureHTTP)
 }
 
+// Warn implements [Warner].
+func (g *GoogleServiceAccount) Warn(report Report) {
+	for key, given := range map[string]bool{"ca_file": g.CAFile != "", "request_timeout": g.RequestTimeout > 0} {
+		if given && g.SelfSignedJWT {
+			report(key, "has no effect with self_signed_jwt, as nobody is asked", "remove it")
+		}
+	}
+}
+
 // Acquirer implements [Settings].
 func (g *GoogleServiceAccount) Acquirer(env Env) (Acquirer, error) {
 	client, err := newClient(env, g.CAFile)
@@ -123,6 +132,9 @@ func (g *GoogleAuthorizedUser) Check(report Report) {
 	if !some {
 		checkGoogleFile(report, g.CredentialsFile, google.AuthorizedUser, g.InsecureHTTP)
 		return
+	}
+	if g.InsecureHTTP && g.CredentialsFile == "" {
+		report("insecure_http", "has no effect without credentials_file: Google's own token endpoint is https://", "remove it")
 	}
 	for _, k := range given {
 		switch {

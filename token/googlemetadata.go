@@ -35,6 +35,13 @@ func (g *GoogleMetadata) Check(report Report) {
 	}
 }
 
+// Warn implements [Warner].
+func (g *GoogleMetadata) Warn(report Report) {
+	if g.CAFile != "" {
+		report("ca_file", "has no effect, as the metadata server is http:// on this machine", "remove it")
+	}
+}
+
 // AsksMetadata implements [MetadataUser].
 func (g *GoogleMetadata) AsksMetadata() bool { return true }
 

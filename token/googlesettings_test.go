@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -126,6 +127,7 @@ func TestGoogleCheckNamesEachMistake(t *testing.T) {
 		{name: "one key and a file", settings: googleSettings(t, "google_authorized_user", func(g *token.GoogleAuthorizedUser) {
 			g.CredentialsFile, g.ClientID = googleJSON(t, user), googleUserID
 		}), want: []string{"client_id: both client_id and credentials_file are given => keep"}},
+		{name: "keys and insecure_http", settings: insecure(keys(func(*token.GoogleAuthorizedUser) {})), want: []string{"insecure_http: has no effect without credentials_file: Google's own token endpoint is https:// => remove it"}},
 		{name: "keys without refresh_token", settings: keys(func(g *token.GoogleAuthorizedUser) { g.RefreshToken = token.SecretSource{} }), want: []string{"refresh_token: is missing => go together"}},
 		{name: "keys without client", settings: keys(func(g *token.GoogleAuthorizedUser) { g.ClientID, g.ClientSecret = "", token.SecretSource{} }), want: []string{
 			"client_id: is missing => go together", "client_secret: is missing => go together",
@@ -208,6 +210,23 @@ func TestGoogleScopesDefaultToHealthcare(t *testing.T) {
 		}
 		if diff := cmp.Diff([]string{googleScope}, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", typ, diff)
+		}
+	}
+}
+
+func TestKeysOfARequestThatIsNotMadeAreWarnings(t *testing.T) {
+	for _, selfSigned := range []bool{false, true} {
+		g := &token.GoogleServiceAccount{SelfSignedJWT: selfSigned}
+		g.CAFile, g.RequestTimeout, g.RefreshBuffer = "ca.pem", time.Second, time.Minute
+		got := map[string]string{}
+		g.Warn(func(key, problem, _ string) { got[key] = problem })
+		want := map[string]string{}
+		if selfSigned {
+			const what = "has no effect with self_signed_jwt, as nobody is asked"
+			want = map[string]string{"ca_file": what, "request_timeout": what}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("self_signed_jwt = %v: warnings (-want +got):\n%s", selfSigned, diff)
 		}
 	}
 }

@@ -47,6 +47,11 @@ func (j *JWTBearer) Check(report Report) {
 	}
 }
 
+// Warn implements [Warner].
+func (j *JWTBearer) Warn(report Report) {
+	warnEndpoint(report, j.TokenEndpoint, j.InsecureHTTP, j.CAFile)
+}
+
 // Acquirer implements [Settings].
 func (j *JWTBearer) Acquirer(env Env) (Acquirer, error) {
 	client, err := newClient(env, j.CAFile)

@@ -105,6 +105,23 @@ func (c *OAuthClient) Check(report Report) {
 	}
 }
 
+// Warn implements [Warner].
+func (c *OAuthClient) Warn(report Report) {
+	warnEndpoint(report, c.TokenEndpoint, c.InsecureHTTP, c.CAFile)
+}
+
+// warnEndpoint reports keys that a configured token endpoint makes no use of.
+// Without one, it is the discovery document that decides.
+func warnEndpoint(report Report, endpoint string, insecure bool, ca File) {
+	switch secure := strings.HasPrefix(endpoint, "https:"); {
+	case endpoint == "":
+	case secure && insecure:
+		report("insecure_http", "has no effect, as token_endpoint is https://", "remove it")
+	case !secure && ca != "":
+		report("ca_file", "has no effect, as token_endpoint is http://", "remove it, or write https://")
+	}
+}
+
 // checkAuth refuses keys that are missing for the way the client proves itself,
 // and those that belong to another way.
 func (c *OAuthClient) checkAuth(report Report) {

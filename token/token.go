@@ -139,6 +139,13 @@ type Settings interface {
 	Acquirer(env Env) (Acquirer, error)
 }
 
+// Warner is implemented by the settings of types whose keys may have no effect
+// beside each other. What nobody can have meant so is left to Check.
+type Warner interface {
+	// Warn reports each such key of settings that Check finds nothing wrong with.
+	Warn(report Report)
+}
+
 // Env is what the house lends to every acquirer.
 type Env struct {
 	// Dial opens connections of the token plane; nil means a plain dialler.

@@ -144,7 +144,7 @@ func (a *api) readyz(w http.ResponseWriter, r *http.Request) {
 	st := a.Gateway.Status()
 	profiles := st.Profiles
 	if name := r.URL.Query().Get("rule"); name != "" {
-		rule := ruleNamed(st.Config, name)
+		rule := st.Config.Rule(name)
 		if rule == nil {
 			writeJSON(w, http.StatusNotFound, map[string]string{"error": "no rule has this name"})
 			return
@@ -161,15 +161,6 @@ func (a *api) readyz(w http.ResponseWriter, r *http.Request) {
 		body.Ready, status = false, http.StatusServiceUnavailable
 	}
 	writeJSON(w, status, body)
-}
-
-func ruleNamed(c *rules.Config, name string) *rules.Rule {
-	for _, r := range c.Rules {
-		if r.Name == name {
-			return r
-		}
-	}
-	return nil
 }
 
 func usable(s token.State) bool { return s == token.Fresh || s == token.Stale }
@@ -332,7 +323,7 @@ func (a *api) servers(w http.ResponseWriter, _ *http.Request) {
 // gets a page.
 func (a *api) test(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	rule := ruleNamed(a.Gateway.Status().Config, name)
+	rule := a.Gateway.Status().Config.Rule(name)
 	if rule == nil {
 		writeJSON(w, http.StatusNotFound, map[string]string{"error": "no rule has this name"})
 		return

@@ -59,6 +59,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.TokenLifetime <= 0 {
 		o.TokenLifetime = defaultTokenLifetime
 	}
+	if o.Orthanc != OrthancOff && o.Orthanc != OrthancAuto && o.Orthanc != "" {
+		if _, err := findOrthanc(o.Orthanc); err != nil { // not only when the story comes to it
+			return cannotFindOrthanc(err)
+		}
+	}
 	s, err := setUp(ctx, o)
 	if err != nil {
 		return err

@@ -23,12 +23,16 @@ func (s *stage) realOrthanc(ctx context.Context, _ *Instance) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("find Orthanc: %w; give the path of its binary, or --orthanc off", err)
+		return cannotFindOrthanc(err)
 	}
 	if err := s.startOrthanc(ctx, where); err != nil {
 		return fmt.Errorf("%w\nto leave Orthanc out: --orthanc off", err)
 	}
 	return s.sendWithOrthanc(ctx)
+}
+
+func cannotFindOrthanc(err error) error {
+	return fmt.Errorf("find Orthanc: %w; give the path of its binary, or --orthanc off", err)
 }
 
 // startOrthanc starts it with the three settings that a user would add to orthanc.json, and shows them.

@@ -30,6 +30,9 @@ const (
 // instance to send. It prints each request that reaches the DICOMweb server until ctx ends, which is not an error. Of o,
 // only Out, Color and TokenLifetime count.
 func Serve(ctx context.Context, folder string, o Options) (err error) {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return fmt.Errorf("make the folder for --servers: %w; name one that is there, or that can be made", err)
+	}
 	s := &stage{options: o, page: &printer{out: o.Out, color: o.Color}}
 	defer func() { err = errors.Join(err, s.tearDown()) }()
 	s.provider, err = startIdentityProvider(ProviderOptions{TokenLifetime: cmp.Or(o.TokenLifetime, practiceLifetime), Port: practiceProviderPort})
@@ -39,9 +42,6 @@ func Serve(ctx context.Context, folder string, o Options) (err error) {
 	s.server, err = startServer(ServerOptions{Verify: s.provider.Verify, Port: practiceServerPort})
 	if err != nil {
 		return fmt.Errorf("start DICOMweb server: %w", err)
-	}
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return fmt.Errorf("make folder: %w", err)
 	}
 	for name, content := range map[string][]byte{
 		serverCAFile:   s.server.CAPEM(),

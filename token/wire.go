@@ -206,7 +206,7 @@ var refusals = map[string]struct {
 	key   string
 	hint  string
 }{
-	"invalid_client":          {Permanent, "client_secret", "the provider refused the client; check client_id and client_secret, and client_auth if the provider wants the secret sent another way"},
+	"invalid_client":          {Permanent, "client_secret", "the provider refused the client; check client_id and client_secret, which may be wrong or expired, and client_auth if the provider wants the secret sent another way"},
 	"invalid_scope":           {Permanent, "scopes", "check scopes: the provider does not know one of them, or does not grant it to this client"},
 	"invalid_target":          {Permanent, "resource", "check resource and audience: the provider does not know the target"},
 	"invalid_grant":           {Permanent, "", "the provider refused the grant; it is used up, expired or revoked"},

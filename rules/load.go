@@ -22,6 +22,7 @@ import (
 // [os.LookupEnv]). Whatever is wrong with its content comes back as [Problems],
 // all at once.
 func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
+	info, _ := os.Stat(path) // before the reading: a change in between is noticed by whoever looks again
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, Problems{{File: path, What: readProblem(err), Hint: "name the file with --config, or in DICOMWEB_OAUTH_CONFIG"}}
@@ -37,7 +38,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	}
 	sum := sha256.Sum256(text)
 	c := Default()
-	c.Path, c.Revision = abs, hex.EncodeToString(sum[:6])
+	c.Path, c.Info, c.Revision = abs, info, hex.EncodeToString(sum[:6])
 	c.Profiles = map[string]*Profile{}
 	c.CA.Dir = token.File(d.path(string(c.CA.Dir)))
 	d.config(tree, &c)

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -165,12 +166,12 @@ func TestFilesThatChangeTogetherAreNoticedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		calls := 0
-		go gateway.FollowFiles(ctx, func() map[string]fs.FileInfo { return files }, func() { calls++ })
+		var calls atomic.Int64
+		go gateway.FollowFiles(ctx, func() map[string]fs.FileInfo { return files }, func() { calls.Add(1) })
 		for _, step := range []struct {
 			write string
 			after time.Duration
-			calls int
+			calls int64
 		}{
 			{"cert.pem", 300 * time.Millisecond, 0},
 			{"key.pem", 250 * time.Millisecond, 0},
@@ -179,12 +180,12 @@ func TestFilesThatChangeTogetherAreNoticedOnce(t *testing.T) {
 			{"key.pem", time.Second, 2},
 		} {
 			if step.write != "" {
-				f.write(step.write, strings.Repeat("2", 2+step.calls))
+				f.write(step.write, strings.Repeat("2", 2+int(step.calls)))
 			}
 			time.Sleep(step.after) // of the bubble's clock
 			synctest.Wait()
-			if calls != step.calls {
-				t.Errorf("%v after a write of %q: %d calls, want %d", step.after, step.write, calls, step.calls)
+			if n := calls.Load(); n != step.calls {
+				t.Errorf("%v after a write of %q: %d calls, want %d", step.after, step.write, n, step.calls)
 			}
 		}
 	})

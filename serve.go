@@ -30,8 +30,7 @@ type service struct {
 	audit   *audit.Log
 	admin   *http.Server
 	log     *slog.Logger
-	config  string            // its path
-	file    *gateway.Follower // that path
+	config  string // its path
 	proxyAt net.Addr
 	adminAt net.Addr // nil: turned off
 	failed  chan error
@@ -39,13 +38,12 @@ type service struct {
 
 // start loads and builds everything, and only then listens.
 func start(ctx context.Context, path string, stderr io.Writer) (*service, *rules.Config, error) {
-	file := gateway.Follow(path) // before it is read
 	c, err := rules.Load(path, os.LookupEnv)
 	if err != nil {
 		return nil, nil, err
 	}
 	level := &slog.LevelVar{}
-	s := &service{log: newLogger(c.Log, level, stderr), config: path, file: file, failed: make(chan error, 2)}
+	s := &service{log: newLogger(c.Log, level, stderr), config: path, failed: make(chan error, 2)}
 	if s.ca, err = gateway.OpenCA(c); err != nil {
 		return nil, nil, err
 	}
@@ -135,7 +133,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	var followed sync.WaitGroup
 	defer followed.Wait()
 	defer unfollow()
-	followed.Go(func() { s.file.Run(following, func() { _, _ = s.reload() }) }) // the gateway tells of errors
+	followed.Go(func() { s.gateway.Follow(following, func() { _, _ = s.reload() }) }) // the gateway tells of errors
 	for {
 		select {
 		case <-hangup:

@@ -48,7 +48,7 @@ func TestEachErrorOfAProfileIsExplained(t *testing.T) {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
-		for _, m := range regexp.MustCompile(`Code: +"(\w+)"`).FindAllStringSubmatch(string(text), -1) {
+		for _, m := range regexp.MustCompile(`(?:Code|"AADSTS\d+"): +"(\w+)"`).FindAllStringSubmatch(string(text), -1) {
 			found++
 			if !strings.Contains(page, "`"+m[1]+"`") {
 				t.Errorf("troubleshooting.md does not explain %s of %s", m[1], file)

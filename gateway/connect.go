@@ -284,6 +284,7 @@ func basicAuth(proxy *url.URL) string {
 	return r.Header.Get("Authorization")
 }
 
+// connectThrough asks a corporate proxy, over c, for a tunnel to the authority.
 func connectThrough(ctx context.Context, c net.Conn, proxy *url.URL, a rules.Authority, timeout time.Duration) (net.Conn, error) {
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	_ = c.SetDeadline(time.Now().Add(timeout))
@@ -295,8 +296,12 @@ func connectThrough(ctx context.Context, c net.Conn, proxy *url.URL, a rules.Aut
 	if err := req.Write(c); err != nil {
 		return nil, err
 	}
-	br := bufio.NewReader(c)
+	limited := &io.LimitedReader{R: c, N: maxHeader}
+	br := bufio.NewReader(limited)
 	resp, err := http.ReadResponse(br, req) //nolint:bodyclose // what follows the head is the tunnel
+	if err != nil && limited.N == 0 {
+		return nil, &refusal{problem{code: upstreamUnreachable, detail: "the answer of upstream_proxy to CONNECT is too large", hint: "check upstream_proxy under [proxy]"}}
+	}
 	if err != nil {
 		return nil, err
 	}

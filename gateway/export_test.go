@@ -1,5 +1,10 @@
 package gateway
 
+import (
+	"context"
+	"io/fs"
+)
+
 // Idle returns how many connections to upstreams wait for a request.
 func (g *Gateway) Idle() int {
 	n := 0
@@ -11,4 +16,9 @@ func (g *Gateway) Idle() int {
 		up.mu.Unlock()
 	}
 	return n
+}
+
+// FollowFiles is follow, for any files.
+func FollowFiles(ctx context.Context, files func() map[string]fs.FileInfo, changed func()) {
+	follow(ctx, files, changed)
 }

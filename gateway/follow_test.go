@@ -2,17 +2,21 @@ package gateway_test
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"orthanc-dicomweb-oauth/gateway"
 )
 
-// followed is a file that a [gateway.Follower] follows.
+// followed is a file that is followed.
 type followed struct {
 	t       *testing.T
 	dir     string
@@ -21,13 +25,19 @@ type followed struct {
 
 func follow(t *testing.T, dir, path string) *followed {
 	f := &followed{t, dir, make(chan struct{}, 16)}
-	follower := gateway.Follow(path)
+	info, _ := os.Stat(path)
+	f.run(map[string]fs.FileInfo{path: info})
+	return f
+}
+
+func (f *followed) run(files map[string]fs.FileInfo) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { follower.Run(ctx, func() { f.changed <- struct{}{} }) })
-	t.Cleanup(running.Wait)
-	t.Cleanup(cancel)
-	return f
+	running.Go(func() {
+		gateway.FollowFiles(ctx, func() map[string]fs.FileInfo { return files }, func() { f.changed <- struct{}{} })
+	})
+	f.t.Cleanup(running.Wait)
+	f.t.Cleanup(cancel)
 }
 
 func (f *followed) write(name, text string) {
@@ -120,14 +130,63 @@ func TestSymlinkSwapIsNoticed(t *testing.T) {
 	}
 }
 
-func TestChangeBetweenLoadAndRunIsNoticed(t *testing.T) {
+func TestChangeBetweenReadingAndFollowingIsNoticed(t *testing.T) {
 	t.Parallel()
-	f := &followed{t: t, dir: t.TempDir(), changed: make(chan struct{}, 1)}
+	f := &followed{t: t, dir: t.TempDir(), changed: make(chan struct{}, 16)}
 	f.write("gateway.toml", "1")
-	follower := gateway.Follow(filepath.Join(f.dir, "gateway.toml"))
+	path := filepath.Join(f.dir, "gateway.toml")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f.write("gateway.toml", "22")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go follower.Run(ctx, func() { f.changed <- struct{}{} })
-	f.noticed("a change before Run")
+	f.run(map[string]fs.FileInfo{path: info, filepath.Join(f.dir, "late.pem"): nil})
+	f.noticed("a change before")
+	f.write("late.pem", "1")
+	f.noticed("a file that was not there")
+	if n := len(f.changed); n != 0 {
+		t.Errorf("%d calls too many", n)
+	}
+}
+
+// Programs that renew a certificate write its key too, one after the other.
+func TestFilesThatChangeTogetherAreNoticedOnce(t *testing.T) {
+	t.Parallel()
+	f := &followed{t: t, dir: t.TempDir()}
+	files := map[string]fs.FileInfo{}
+	for _, name := range []string{"cert.pem", "key.pem"} {
+		f.write(name, "1")
+		path := filepath.Join(f.dir, name)
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[path] = info
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var calls atomic.Int64
+		go gateway.FollowFiles(ctx, func() map[string]fs.FileInfo { return files }, func() { calls.Add(1) })
+		for _, step := range []struct {
+			write string
+			after time.Duration
+			calls int64
+		}{
+			{"cert.pem", 300 * time.Millisecond, 0},
+			{"key.pem", 250 * time.Millisecond, 0},
+			{"", 250 * time.Millisecond, 1},
+			{"", time.Minute, 1},
+			{"key.pem", time.Second, 2},
+		} {
+			if step.write != "" {
+				f.write(step.write, strings.Repeat("2", 2+int(step.calls)))
+			}
+			time.Sleep(step.after) // of the bubble's clock
+			synctest.Wait()
+			if n := calls.Load(); n != step.calls {
+				t.Errorf("%v after a write of %q: %d calls, want %d", step.after, step.write, n, step.calls)
+			}
+		}
+	})
 }

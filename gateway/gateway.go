@@ -23,7 +23,8 @@ import (
 	"orthanc-dicomweb-oauth/rules"
 )
 
-// maxHeader bounds a request's line and headers.
+// maxHeader bounds a request's line and headers, and those of a corporate
+// proxy's answer to CONNECT.
 const maxHeader = 64 << 10
 
 // Options are what a gateway is made of. Config and Log are needed.

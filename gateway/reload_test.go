@@ -169,10 +169,6 @@ func TestReloadOfChangedSettingsAcquiresAnew(t *testing.T) {
 		{"another upstream_proxy", func(_ *harness, corporate string) []string {
 			return []string{"[proxy]", fmt.Sprintf("[proxy]\nupstream_proxy = \"http://%s\"", corporate)}
 		}},
-		{"another certificate in the profile's ca_file", func(h *harness, _ string) []string {
-			h.write("idp.pem", string(h.idp.CAPEM())+string(testPKI().pem))
-			return nil
-		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"reflect"
@@ -31,8 +32,9 @@ type snapshot struct {
 	auth      *proxyAuth
 	frontTLS  *tls.Config // nil: the proxy speaks plain HTTP
 
-	origins map[string]origin     // what each source was made from
-	pools   map[poolKey]*upstream // all pools
+	origins map[string]origin      // what each source was made from
+	pools   map[poolKey]*upstream  // all pools
+	files   map[string]fs.FileInfo // by path, what all this was read from; nil: it was not there
 
 	// users counts the requests that have the snapshot, and one more until the
 	// next snapshot is there. The last one calls unused.
@@ -61,15 +63,24 @@ type poolKey struct {
 // origin is all that a source was made from.
 type origin struct {
 	profile   rules.Profile
-	trust     digest // of the content of the profile's ca_file
 	corporate digest // of upstream_proxy
 }
 
 // same compares settings deeply: secrets in them by their content, secret files
-// by their path, since they are read anew at each acquisition.
+// by their path, since they are read anew at each acquisition, as is a ca_file.
 func (o origin) same(other origin) bool { return reflect.DeepEqual(o, other) }
 
 type digest = [sha256.Size]byte
+
+// follow notes files that are about to be read, as they are before that. Each is
+// a path, or empty.
+func (s *snapshot) follow(paths ...string) {
+	for _, path := range paths {
+		if _, noted := s.files[path]; path != "" && !noted {
+			s.files[path], _ = os.Stat(path) // nil on an error
+		}
+	}
+}
 
 // digestOf tells whether files have been replaced. Each is a path, or empty; one
 // that cannot be read is another's problem.
@@ -93,6 +104,7 @@ func (g *Gateway) newSnapshot(c *rules.Config, before *snapshot) (*snapshot, err
 	s := &snapshot{
 		config: c, sources: map[string]*token.Source{}, upstreams: map[*rules.Rule]*upstream{},
 		warmed: map[*upstream][]*rules.Rule{}, origins: map[string]origin{}, pools: map[poolKey]*upstream{},
+		files: map[string]fs.FileInfo{c.Path: c.Info},
 	}
 	if before == nil {
 		before = &snapshot{}
@@ -105,6 +117,7 @@ func (g *Gateway) newSnapshot(c *rules.Config, before *snapshot) (*snapshot, err
 		s.corporate = u
 	}
 	if path := c.Log.AuditKeyFile; path != "" {
+		s.follow(string(path))
 		key, err := os.ReadFile(string(path))
 		if err != nil {
 			return nil, fmt.Errorf("log.audit_key_file: %w", err)
@@ -122,7 +135,7 @@ func (g *Gateway) newSnapshot(c *rules.Config, before *snapshot) (*snapshot, err
 	for name, p := range c.Profiles {
 		o := origin{profile: *p, corporate: sha256.Sum256([]byte(c.Proxy.UpstreamProxy.Reveal()))}
 		if t, ok := p.Settings.(interface{ TrustFile() token.File }); ok {
-			o.trust = digestOf(string(t.TrustFile()))
+			s.follow(string(t.TrustFile()))
 		}
 		s.origins[name] = o
 		if was, ok := before.origins[name]; ok && was.same(o) {
@@ -154,6 +167,7 @@ func (s *snapshot) openFront(before *snapshot, places *atomic.Int64) error {
 		s.auth = before.auth // it remembers the guesses
 	}
 	if p.TLSCert != "" {
+		s.follow(string(p.TLSCert), string(p.TLSKey))
 		pair, err := tls.LoadX509KeyPair(string(p.TLSCert), string(p.TLSKey))
 		if err != nil {
 			return fmt.Errorf("load proxy.tls_cert: %w", err)
@@ -168,6 +182,7 @@ func (s *snapshot) openPools(before *snapshot, own *ownAddresses) error {
 	p := s.config.Proxy
 	open := func(r *rules.Rule) (*upstream, error) {
 		cert, private := clientCertificate(r, s.config.Profiles[r.Profile])
+		s.follow(string(r.CAFile), string(cert), string(private))
 		key := poolKey{
 			upstreamKey: upstreamKey{r.CAFile, cert, private, fmt.Sprint(r.AllowNetworks)},
 			files:       digestOf(string(r.CAFile), string(cert), string(private)),

@@ -222,6 +222,31 @@ func TestCorporateProxyThatRefuses(t *testing.T) {
 	}
 }
 
+func TestCorporateProxyWhoseAnswerHasNoEnd(t *testing.T) {
+	t.Parallel()
+	ln := listen(t)
+	var proxy sync.WaitGroup
+	t.Cleanup(proxy.Wait)
+	t.Cleanup(func() { ln.Close() })
+	proxy.Go(func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, err = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+		for line := "X-More: " + strings.Repeat("x", 1000) + "\r\n"; err == nil; {
+			_, err = io.WriteString(c, line)
+		}
+	})
+	h := newHarness(t, setup{proxy: fmt.Sprintf("unmatched = \"pass\"\nupstream_proxy = \"http://%s\"", ln.Addr())})
+	p := h.connectTo("unknown.test:443").problem(t, 502, "upstream_unreachable")
+	if !strings.Contains(p.Detail, "upstream_proxy") || !strings.Contains(p.Detail, "too large") {
+		t.Errorf("got detail %q", p.Detail)
+	}
+}
+
 func TestTunnelToAServerThatIsDown(t *testing.T) {
 	t.Parallel()
 	ln := listen(t)

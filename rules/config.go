@@ -5,6 +5,7 @@
 package rules
 
 import (
+	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,8 @@ import (
 type Config struct {
 	// Path is the file it was read from, absolute.
 	Path string
+	// Info is that file's metadata from just before it was read; nil if unknown.
+	Info fs.FileInfo
 	// Revision names the file's content: the start of its SHA-256.
 	Revision string
 

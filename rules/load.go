@@ -27,6 +27,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	if path == "" {
 		return nil, Problems{{File: "--config", What: "is empty", Hint: "name the file there, or in DICOMWEB_OAUTH_CONFIG; without both it is gateway.toml"}}
 	}
+	info, _ := os.Stat(path) // before the reading: a change in between is noticed by whoever looks again
 	text, err := readConfig(path)
 	if err != nil {
 		hint := "name the file with --config, or in DICOMWEB_OAUTH_CONFIG"
@@ -49,7 +50,7 @@ func Load(path string, lookup func(string) (string, bool)) (*Config, error) {
 	}
 	sum := sha256.Sum256(text)
 	c := Default()
-	c.Path, c.Revision = abs, hex.EncodeToString(sum[:6])
+	c.Path, c.Info, c.Revision = abs, info, hex.EncodeToString(sum[:6])
 	c.Profiles = map[string]*Profile{}
 	c.CA.Dir = token.File(d.path(string(c.CA.Dir)))
 	d.config(tree, &c)

@@ -33,7 +33,7 @@ var secrets = cmp.Options{
 		return a.File() == b.File() && x.Reveal() == y.Reveal() && (errX == nil) == (errY == nil)
 	}),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	cmpopts.IgnoreFields(Config{}, "Table"),
+	cmpopts.IgnoreFields(Config{}, "Table", "Info"),
 	cmpopts.IgnoreUnexported(Rule{}),
 }
 

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"cmp"
 	"net/http"
 	"strings"
 	"time"
@@ -14,8 +15,9 @@ const (
 )
 
 // aadsts says what the error codes of Microsoft Entra mean for whoever wrote
-// the profile. Microsoft does not promise that they stay, so they choose words;
-// control flow goes by HTTP status and OAuth error wherever these tell enough.
+// the profile. Microsoft does not promise that they stay, so they choose words,
+// of which ownCodes are some; control flow goes by HTTP status and OAuth error
+// wherever these tell enough.
 // Source: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
 var aadsts = map[string]struct{ key, hint string }{
 	"AADSTS7000215": {"client_secret", "client_secret is wrong; in the Azure portal the secret is the column Value, not Secret ID"},
@@ -38,6 +40,14 @@ var aadsts = map[string]struct{ key, hint string }{
 	"AADSTS700213":  {"token_file", "no federated credential of the application has the token's subject; compare namespace and service account"},
 	"AADSTS53003":   {"client_id", "a Conditional Access policy for workload identities does not let the application in from here"},
 	"AADSTS50196":   {"", "Entra saw the same request too often and asks to stop for a while; look for another client with this client_id"},
+}
+
+// ownCodes are the codes of ours for what OAuth calls invalid_client, so that
+// metrics tell at night whether a secret must be corrected or made anew.
+var ownCodes = map[string]string{
+	"AADSTS7000215": "secret_wrong",
+	"AADSTS7000222": "secret_expired",
+	"AADSTS1000502": "certificate_expired",
 }
 
 // aadstsHint finds the error code of Microsoft Entra in an error_description.
@@ -72,7 +82,7 @@ func explainAADSTS(e *Error, resp *http.Response, description string) {
 	if !ok || e.Class == Throttled || e.Status >= http.StatusInternalServerError {
 		return
 	}
-	e.Key, e.Hint = key, hint
+	e.Code, e.Key, e.Hint = cmp.Or(ownCodes[code], e.Code), key, hint
 	if code != "AADSTS700024" {
 		return
 	}

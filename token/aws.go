@@ -153,6 +153,9 @@ func (a *AWSSigV4) Lifecycle(defaults Lifecycle) Lifecycle {
 // service, and a shared profile may name it.
 func (a *AWSSigV4) AsksMetadata() bool { return !a.static() }
 
+// TrustFile returns CAFile.
+func (a *AWSSigV4) TrustFile() File { return a.CAFile }
+
 // Acquirer implements [Settings].
 func (a *AWSSigV4) Acquirer(env Env) (Acquirer, error) {
 	client, err := newClient(env, a.CAFile)
@@ -161,7 +164,7 @@ func (a *AWSSigV4) Acquirer(env Env) (Acquirer, error) {
 	}
 	// The guard in front speaks OAuth. The SDK gets the bare transport, and its
 	// errors go through explainAWS.
-	transport := client.Transport.(*guard).base.(*http.Transport)
+	transport := client.Transport.(*guard).base.(*trusting)
 	if proxy := transport.Proxy; proxy != nil {
 		transport.Proxy = func(r *http.Request) (*url.URL, error) {
 			if onMachine(r.URL.Hostname()) {

@@ -255,7 +255,7 @@ func (a *Azure) explainEntra(e *Error, resp *http.Response, body []byte, proof s
 		e.Key = at
 	}
 	if e.Key == "client_secret" {
-		e.Key, e.Hint = proof, "the provider refused the client; check client_id and "+proof
+		e.Key, e.Hint = proof, "the provider refused the client; check client_id and "+proof+", which may be wrong or expired"
 	}
 	if resp != nil {
 		explainAADSTS(e, resp, azureText(body))

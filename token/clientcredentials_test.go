@@ -280,6 +280,30 @@ func TestUntrustedCertificateNamesCAFile(t *testing.T) {
 	}
 }
 
+func TestReplacedCAFileIsTrustedAtTheNextCall(t *testing.T) {
+	e := serve(t, answers(200, nil, goodAnswer))
+	good, err := os.ReadFile(string(e.ca))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unrelated := certificate(t, p256Key(), "other")
+	overwrite(t, e.ca, unrelated)
+	a := build(t, e.settings())
+	if got := failure(t.Context(), t, a); got.Code != "provider_tls" {
+		t.Fatalf("%+v from a server that is not trusted yet", got)
+	}
+	for _, content := range [][]byte{good, good[:len(good)/2], nil} { // what is broken changes nothing
+		overwrite(t, e.ca, content)
+		if _, err := a.Acquire(t.Context()); err != nil {
+			t.Errorf("with %d of the file's %d bytes: %v", len(content), len(good), err)
+		}
+	}
+	overwrite(t, e.ca, unrelated)
+	if got := failure(t.Context(), t, a); got.Code != "provider_tls" {
+		t.Errorf("%+v after the server's CA has gone, want provider_tls, on a kept connection too", got)
+	}
+}
+
 // A server that ends the handshake with an alert has a TLS problem, not one of
 // network or DNS: here it wants a client certificate.
 func TestAlertOfTheProviderIsATLSError(t *testing.T) {

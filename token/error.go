@@ -30,7 +30,8 @@ type Error struct {
 	Class Class
 	// Code is the OAuth error (RFC 6749 section 5.2) or one of ours, such as
 	// provider_unreachable, provider_tls, provider_timeout, provider_answer,
-	// secret_unreadable. Providers' own codes come from fixed lists only.
+	// secret_unreadable, or secret_expired where a provider says more than
+	// invalid_client. Providers' own codes come from fixed lists only.
 	Code string
 	// Status is the HTTP status of the provider's answer, 0 if there was none.
 	Status int

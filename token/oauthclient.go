@@ -225,7 +225,7 @@ func newTokenEndpoint(c *OAuthClient, env Env) (*tokenEndpoint, error) {
 // presentCertificate makes a client of newClient show a certificate, read anew
 // for each handshake so that it can be replaced.
 func presentCertificate(h *http.Client, cert File, key PrivateFile) {
-	transport := h.Transport.(*guard).base.(*http.Transport)
+	transport := h.Transport.(*guard).base.(*trusting)
 	transport.DisableKeepAlives = true // a kept connection would go on with the old certificate
 	transport.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		pair, err := tls.LoadX509KeyPair(string(cert), string(key))

@@ -109,6 +109,10 @@ func (f File) CertPool() (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return f.parse(pem)
+}
+
+func (f File) parse(pem []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, errors.New("no PEM certificate in " + string(f))

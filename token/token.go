@@ -226,8 +226,8 @@ func (f *Fetching) Lifecycle(l Lifecycle) Lifecycle {
 	return l
 }
 
-// TrustFile returns CAFile, the one file that is read when the acquirer is built
-// and not at each acquisition.
+// TrustFile returns CAFile. It is read at each call to the provider, but one that
+// is broken shows only when the config is loaded.
 func (f *Fetching) TrustFile() File { return f.CAFile }
 
 func (f *Fetching) check(report Report) {

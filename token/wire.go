@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,8 +12,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -31,22 +32,17 @@ const (
 // redirect ever followed (a 307 would re-post the client secret elsewhere), no
 // proxy from the environment, bounded and checked answers.
 func newClient(env Env, ca File) (*http.Client, error) {
-	var roots *x509.CertPool
-	if ca != "" {
-		pool, err := ca.CertPool()
-		if err != nil {
-			return nil, fmt.Errorf("read ca_file: %w", err)
-		}
-		roots = pool
-	}
-	base := &http.Transport{
+	base := &trusting{ca: ca, Transport: &http.Transport{
 		DialContext:            env.Dial,
-		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    10 * time.Second,
 		IdleConnTimeout:        30 * time.Second,
 		MaxIdleConnsPerHost:    1,
 		MaxResponseHeaderBytes: 64 << 10,
 		ForceAttemptHTTP2:      true,
+	}}
+	if err := base.renew(); err != nil {
+		return nil, fmt.Errorf("read ca_file: %w", err)
 	}
 	if env.Proxy != nil {
 		base.Proxy = func(r *http.Request) (*url.URL, error) {
@@ -72,6 +68,58 @@ func newClient(env Env, ca File) (*http.Client, error) {
 		Transport:     &guard{base: base},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
+}
+
+// trusting is a transport that trusts what its CA file says now, so that the file
+// can be replaced. A file that cannot be read, or holds no certificate, changes
+// nothing.
+type trusting struct {
+	ca File // empty: the system roots
+
+	mu  sync.Mutex
+	pem []byte // of ca, as it was last
+	*http.Transport
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (t *trusting) RoundTrip(req *http.Request) (*http.Response, error) {
+	_ = t.renew() // the config's reload tells what is wrong with the file
+	t.mu.Lock()
+	now := t.Transport
+	t.mu.Unlock()
+	return now.RoundTrip(req)
+}
+
+// CloseIdleConnections closes the connections that no request uses.
+func (t *trusting) CloseIdleConnections() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.Transport.CloseIdleConnections()
+}
+
+// renew takes the file up if it is another one.
+func (t *trusting) renew() error {
+	if t.ca == "" {
+		return nil
+	}
+	pem, err := os.ReadFile(string(t.ca))
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if bytes.Equal(pem, t.pem) {
+		return nil
+	}
+	pool, err := t.ca.parse(pem)
+	if err != nil {
+		return err
+	}
+	next := t.Clone() // one in use must not be changed
+	next.TLSClientConfig.RootCAs = pool
+	t.Transport.CloseIdleConnections()
+	t.pem, t.Transport = pem, next
+	return nil
 }
 
 // guard stands between a token endpoint and the library that asks it. Every
@@ -206,7 +254,7 @@ var refusals = map[string]struct {
 	key   string
 	hint  string
 }{
-	"invalid_client":          {Permanent, "client_secret", "the provider refused the client; check client_id and client_secret, and client_auth if the provider wants the secret sent another way"},
+	"invalid_client":          {Permanent, "client_secret", "the provider refused the client; check client_id and client_secret, which may be wrong or expired, and client_auth if the provider wants the secret sent another way"},
 	"invalid_scope":           {Permanent, "scopes", "check scopes: the provider does not know one of them, or does not grant it to this client"},
 	"invalid_target":          {Permanent, "resource", "check resource and audience: the provider does not know the target"},
 	"invalid_grant":           {Permanent, "", "the provider refused the grant; it is used up, expired or revoked"},

@@ -137,7 +137,7 @@ func TestRefusalsNameTheClassAndTheKey(t *testing.T) {
 		body   string
 		want   token.Error // Status is taken from the row; Hint is a part
 	}{
-		{name: "invalid_client", status: 401, body: refusal("invalid_client"), want: token.Error{Class: permanent, Code: "invalid_client", Key: "client_secret", Hint: "check client_id and client_secret"}},
+		{name: "invalid_client", status: 401, body: refusal("invalid_client"), want: token.Error{Class: permanent, Code: "invalid_client", Key: "client_secret", Hint: "check client_id and client_secret, which may be wrong or expired"}},
 		{name: "invalid_client with 400", status: 400, body: refusal("invalid_client"), want: token.Error{Class: permanent, Code: "invalid_client", Key: "client_secret", Hint: "check client_id and client_secret"}},
 		{name: "invalid_scope", status: 400, body: refusal("invalid_scope"), want: token.Error{Class: permanent, Code: "invalid_scope", Key: "scopes", Hint: "check scopes"}},
 		{name: "invalid_target", status: 400, body: refusal("invalid_target"), want: token.Error{Class: permanent, Code: "invalid_target", Key: "resource", Hint: "check resource and audience"}},

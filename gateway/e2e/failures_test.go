@@ -96,17 +96,17 @@ func TestEachFailureIsNamedWithItsRemedyEverywhere(t *testing.T) {
 		{
 			name:     "wrong secret",
 			provider: func(idp *demo.IdentityProvider) { idp.SetClientSecret("another") },
-			finding:  []string{`Profile "idp"`, "invalid_client", "client_secret", "(profile.idp.client_secret)"},
-			log:      []string{"token not acquired", "invalid_client", "client_secret"},
+			finding:  []string{`Profile "idp"`, "invalid_client", "client_secret, which may be wrong or expired", "(profile.idp.client_secret)"},
+			log:      []string{"token not acquired", "invalid_client", "client_secret, which may be wrong or expired"},
 			metrics:  noToken("invalid_client"),
 			command:  testCommand, code: 1, says: []string{"token  FAILED", "invalid_client", "(profile.idp.client_secret)"},
 		},
 		{
 			name:     "expired secret",
 			provider: said(401, "invalid_client", "AADSTS7000222: The provided client secret keys for app 'x' are expired."),
-			finding:  []string{"invalid_client", "AADSTS7000222: client_secret has expired", "make a new one", "(profile.idp.client_secret)"},
-			log:      []string{"token not acquired", "AADSTS7000222: client_secret has expired"},
-			metrics:  noToken("invalid_client"),
+			finding:  []string{"secret_expired", "AADSTS7000222: client_secret has expired", "make a new one", "(profile.idp.client_secret)"},
+			log:      []string{"token not acquired", "secret_expired", "AADSTS7000222: client_secret has expired"},
+			metrics:  noToken("secret_expired"),
 			command:  testCommand, code: 1, says: []string{"token  FAILED", "AADSTS7000222: client_secret has expired"},
 		},
 		{

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -56,15 +57,20 @@ func TestAlertsAndDashboardUseRealMetrics(t *testing.T) {
 	t.Parallel()
 	promtool := program(t, "promtool")
 	u := startUpstream(t, 5*time.Minute, emptyAnswer)
-	g := startGateway(t, u, basicLogin, clientSecret)
+	idp, broken := startIdP(t, "broken", "") // for the metrics that only a failure has
+	idp.SetClientSecret("another")
+	g := startGatewayWith(t, u, fmt.Sprintf(secretProfile, basicLogin(u.provider))+"\n"+broken, clientSecret)
 	g.waitReady(t)
 	if _, err := g.client(t).Get(u.server.url + "studies"); err != nil {
 		t.Fatal(err)
 	}
 	var scrape []byte
 	eventually(t, 10*time.Second, func() (err error) {
-		if scrape, err = get(loopbackClient, g.admin+"/metrics"); err == nil && !bytes.Contains(scrape, []byte("\ndicomweb_oauth_requests_total{")) {
-			return os.ErrNotExist // the request is counted when it has ended
+		scrape, err = get(loopbackClient, g.admin+"/metrics")
+		for _, late := range []string{"requests_total", "profile_error"} { // a request is counted when it has ended
+			if err == nil && !bytes.Contains(scrape, []byte("\ndicomweb_oauth_"+late+"{")) {
+				err = os.ErrNotExist
+			}
 		}
 		return err
 	})

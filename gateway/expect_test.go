@@ -3,7 +3,6 @@ package gateway_test
 import (
 	"bufio"
 	"crypto/sha256"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -35,30 +34,15 @@ type keeper struct {
 	mu       sync.Mutex
 	bad      map[string]bool
 	newest   string // the token that it last saw
+	heads    int    // requests that have begun
 	attempts []uploadAttempt
 }
 
 func newKeeper(t *testing.T, continues bool) *keeper {
 	t.Helper()
-	k := &keeper{double: &double{}, continues: continues, bad: map[string]bool{}}
-	ln := tls.NewListener(listen(t), goodTLS())
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	k.url = "https://localhost:" + port
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { ln.Close() })
-	all.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
-				for br := bufio.NewReader(c); k.serve(c, br); {
-				}
-			})
+	k := &keeper{continues: continues, bad: map[string]bool{}}
+	k.double = newRaw(t, goodTLS(), func(c net.Conn, br *bufio.Reader) {
+		for k.serve(c, br) {
 		}
 	})
 	return k
@@ -71,6 +55,7 @@ func (k *keeper) serve(c net.Conn, br *bufio.Reader) bool {
 	}
 	a := uploadAttempt{expect: r.Header.Get("Expect"), status: 200}
 	k.mu.Lock()
+	k.heads++
 	if token := r.Header.Get("Authorization"); token != k.newest {
 		k.bad[token] = k.refuseNew
 		k.newest = token
@@ -104,6 +89,16 @@ func (k *keeper) revoke() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.bad[k.newest] = true
+}
+
+// begun waits until n requests have begun.
+func (k *keeper) begun(t *testing.T, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d requests at the server", n), func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.heads >= n
+	})
 }
 
 // uploads returns the attempts so far, once there are n of them, and forgets them.
@@ -249,4 +244,58 @@ func TestHeldBackUploadIsContinuedAtOnce(t *testing.T) {
 	}
 	readAnswer(resp).want(t, 200)
 	k.uploads(t, 1)[0].wantWhole(t)
+}
+
+// nearlyTheWindow is a part of the study that the gateway keeps; with a little more
+// it does not.
+const nearlyTheWindow = 1<<20 - 1000
+
+// beginStore begins an upload of the study that goes on until nearly the window is
+// full, to a server that never continues and no longer likes the token; goOn sends
+// the rest. before is called when the server has had the first token.
+func beginStore(t *testing.T, h *harness, k *keeper, before func()) (c net.Conn, goOn func()) {
+	t.Helper()
+	store(t, h, 200) // learns that it never continues, so that nothing is held back
+	k.uploads(t, 1)
+	k.revoke()
+	before()
+	c = secure(t, h.addr, h.authority(), "", h.roots())
+	fmt.Fprintf(c, "POST /studies HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", h.authority(), studySize)
+	if _, err := io.WriteString(c, largeStudy()[:nearlyTheWindow]); err != nil {
+		t.Fatal(err)
+	}
+	return c, func() { _, _ = io.WriteString(c, largeStudy()[nearlyTheWindow:]) }
+}
+
+// Once the second attempt has begun, its upload may outgrow the window.
+func TestSecondAttemptGoesOnBeyondTheWindow(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	c, goOn := beginStore(t, h, k, func() {})
+	k.begun(t, 3) // the first store and two attempts
+	go goOn()
+	read(c).want(t, 200)
+	k.uploads(t, 2)[1].wantWhole(t)
+}
+
+// While a new token is acquired the upload may outgrow the window; all the same it
+// is sent again whole. Or it has done so before: then the server's 401 is the answer,
+// not an error of the gateway's own.
+func TestUploadMayOutgrowTheWindowDuringARenewal(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	c, goOn := beginStore(t, h, k, h.idp.Hang)
+	if err := h.idp.WaitTokenRequests(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	go goOn()
+	h.idp.Recover()
+	a := read(c)
+	if a.status == 200 {
+		k.uploads(t, 2)[1].wantWhole(t)
+	} else if a.want(t, 401); a.body != "ok" {
+		t.Errorf("got %q, want the server's own answer", a.body)
+	}
 }

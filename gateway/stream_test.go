@@ -66,7 +66,7 @@ func realServer(t *testing.T) (*harness, *demo.Server) {
 // the heap is measured.
 func TestInvariant8BodiesAreNeverBuffered(t *testing.T) {
 	h, server := realServer(t)
-	h.client.Timeout = 0 // a busy machine may take its time
+	h.client.Timeout = 0       // a busy machine may take its time
 	const bound = bigStudy / 4 // the server's and the client's garbage is in the same heap, and the race detector slows its collection
 	sent := sha256.New()
 	body, length := demo.StreamBody(bigStudy)

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 func contextWithPatience() (context.Context, context.CancelFunc) {
@@ -32,27 +31,12 @@ type corporate struct {
 
 func newCorporate(t *testing.T, to func(authority string) string) *corporate {
 	t.Helper()
-	ln := listen(t)
-	p := &corporate{addr: ln.Addr().String()}
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { ln.Close() })
-	all.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() { p.serve(c, to) })
-		}
-	})
+	p := &corporate{}
+	p.addr = newRaw(t, nil, func(c net.Conn, br *bufio.Reader) { p.serve(c, br, to) }).authority()
 	return p
 }
 
-func (p *corporate) serve(c net.Conn, to func(authority string) string) {
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
-	br := bufio.NewReader(c)
+func (p *corporate) serve(c net.Conn, br *bufio.Reader, to func(authority string) string) {
 	r, err := http.ReadRequest(br)
 	if err != nil {
 		return

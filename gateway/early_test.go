@@ -102,8 +102,13 @@ func TestUploadGoesOnBehindAWholeEarlyAnswer(t *testing.T) {
 			})
 			h := newHarness(t, setup{up: up})
 			h.request("POST", "/studies", slowBody(4)).want(t, 200)
-			if err := <-got; err != nil {
-				t.Errorf("the server, which reads on, got %v, want the whole body", err)
+			select {
+			case err := <-got:
+				if err != nil {
+					t.Errorf("the server, which reads on, got %v, want the whole body", err)
+				}
+			case <-time.After(patience):
+				t.Error("the server has got no upload")
 			}
 		})
 	}

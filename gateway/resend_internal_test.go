@@ -3,12 +3,14 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -127,6 +129,37 @@ func TestStaleAttemptTakesNothingFromTheNext(t *testing.T) {
 		resp.Body.Close()
 		if text := <-got; text != "aaaaabbbbb" {
 			t.Errorf("the server got %q and said %d, want the whole body", text, resp.StatusCode)
+		}
+	})
+}
+
+// An older attempt that still waits for the client reads once more than it should:
+// that is for the newest attempt, beyond the window too.
+func TestWhatAnOlderAttemptStillReadsIsForTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upload, feed := io.Pipe()
+		defer upload.Close()
+		b := &requestBody{src: upload, moved: func() {}}
+		older, _ := b.attempt()
+		read := make(chan error)
+		go func() {
+			_, err := io.Copy(io.Discard, older)
+			read <- err
+		}()
+		part := strings.Repeat("a", replayWindow-1)
+		_, _ = io.WriteString(feed, part)
+		synctest.Wait() // the older attempt waits for more
+		newest, _ := b.attempt()
+		_, _ = io.WriteString(feed, "bc")
+		if err := <-read; !errors.Is(err, errDetached) {
+			t.Errorf("the older attempt got %v, want its end", err)
+		}
+		go func() {
+			_, _ = io.WriteString(feed, "de")
+			feed.Close()
+		}()
+		if got, err := io.ReadAll(newest); err != nil || string(got) != part+"bcde" {
+			t.Errorf("the newest attempt got %d bytes, %v, want all %d", len(got), err, len(part)+4)
 		}
 	})
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // replayWindow is how much of a request's body is kept, so that the request can
-// be sent again after a 401.
+// be sent again after a 401: so much, and at most one read more.
 const replayWindow = 1 << 20
 
 // Errors of an attempt's body that is not the client's fault.
@@ -130,10 +130,10 @@ func (a *attemptBody) took(p []byte, err error) (int, error) {
 	defer b.mu.Unlock()
 	b.bytes.Add(int64(len(p)))
 	if !b.lost {
-		if len(b.kept)+len(p) > replayWindow {
+		if b.reader == a && len(b.kept)+len(p) > replayWindow {
 			b.kept, b.lost = nil, true
 		} else {
-			b.kept = append(b.kept, p...)
+			b.kept = append(b.kept, p...) // beyond the window only this once: the newest attempt has not had it
 		}
 	}
 	if err != nil {

@@ -252,21 +252,19 @@ func (c *tapped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// script starts a server whose answers are raw bytes: play is called with each
-// connection and the first request on it, and the connection ends with it.
-// Without conf it speaks no TLS.
-func script(t testing.TB, conf *tls.Config, play func(c net.Conn, r *http.Request)) *double {
+// newRaw starts a server on localhost that leaves what is said on each connection
+// to serve; the connection ends with it. Without conf it speaks no TLS.
+func newRaw(t testing.TB, conf *tls.Config, serve func(c net.Conn, br *bufio.Reader)) *double {
 	t.Helper()
 	d := &double{}
-	ln := net.Listener(&wiretap{listen(t), d})
+	var all sync.WaitGroup
+	t.Cleanup(all.Wait) // after the end of the listener, which was begun later
+	ln, scheme := net.Listener(&wiretap{listen(t), d}), "http"
 	if conf != nil {
-		ln = tls.NewListener(ln, conf)
+		ln, scheme = tls.NewListener(ln, conf), "https"
 	}
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	d.url = "https://localhost:" + port
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { ln.Close() })
+	d.url = scheme + "://localhost:" + port
 	all.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -276,21 +274,32 @@ func script(t testing.TB, conf *tls.Config, play func(c net.Conn, r *http.Reques
 			all.Go(func() {
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(patience))
-				r, err := http.ReadRequest(bufio.NewReader(c))
-				if err != nil && conf != nil {
-					return
-				}
-				if err != nil { // TLS, to a server that speaks none
-					play(c, nil)
-					return
-				}
-				d.mu.Lock()
-				d.requests = append(d.requests, seen{method: r.Method, target: r.RequestURI, host: r.Host, header: r.Header.Clone()})
-				d.mu.Unlock()
-				play(c, r)
+				serve(c, bufio.NewReader(c))
 			})
 		}
 	})
+	return d
+}
+
+// script starts a server whose answers are raw bytes: play is called with each
+// connection and the first request on it, and the connection ends with it.
+// Without conf it speaks no TLS, though its URL says so: play gets a nil request.
+func script(t testing.TB, conf *tls.Config, play func(c net.Conn, r *http.Request)) *double {
+	t.Helper()
+	var d *double
+	d = newRaw(t, conf, func(c net.Conn, br *bufio.Reader) {
+		r, err := http.ReadRequest(br)
+		if err != nil && conf != nil {
+			return
+		}
+		if r != nil {
+			d.mu.Lock()
+			d.requests = append(d.requests, seen{method: r.Method, target: r.RequestURI, host: r.Host, header: r.Header.Clone()})
+			d.mu.Unlock()
+		}
+		play(c, r)
+	})
+	d.url = "https://" + d.authority()
 	return d
 }
 

@@ -1,8 +1,10 @@
 package gateway_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -75,5 +77,67 @@ func TestEarlyAnswerReachesAnUploadingClient(t *testing.T) {
 	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
 	if a := read(c).want(t, 413); a.body != "too large" {
 		t.Errorf("got %q", a.body)
+	}
+}
+
+// A server may give a whole answer and read on. The upload then goes on too, and
+// its client is not told that it is over before it is.
+func TestUploadGoesOnBehindAWholeEarlyAnswer(t *testing.T) {
+	t.Parallel()
+	for name, early := range map[string]string{"with a body": okAnswer, "without": "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := make(chan error, 1)
+			up := newRaw(t, goodTLS(), func(c net.Conn, br *bufio.Reader) {
+				r, err := http.ReadRequest(br)
+				if err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, early)
+				body, err := io.ReadAll(r.Body)
+				if err == nil && string(body) != "xxxx" {
+					err = fmt.Errorf("%q", body)
+				}
+				got <- err
+			})
+			h := newHarness(t, setup{up: up})
+			h.request("POST", "/studies", slowBody(4)).want(t, 200)
+			select {
+			case err := <-got:
+				if err != nil {
+					t.Errorf("the server, which reads on, got %v, want the whole body", err)
+				}
+			case <-time.After(patience):
+				t.Error("the server has got no upload")
+			}
+		})
+	}
+}
+
+// A server that gives a whole answer and goes away, without having said that it
+// would, has not stored the study.
+func TestWholeEarlyAnswerIsNoSuccessIfTheUploadBreaks(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{"empty": 0, "small": 2, "large": 100_000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newRaw(t, goodTLS(), func(c net.Conn, br *bufio.Reader) {
+				r, err := http.ReadRequest(br)
+				if err != nil {
+					return
+				}
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("a", size))
+				_, _ = io.ReadFull(r.Body, make([]byte, 4<<20))
+			})
+			h := newHarness(t, setup{up: up})
+			c := secure(t, h.addr, h.authority(), "", h.roots())
+			go func() {
+				fmt.Fprintf(c, "POST /studies HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", h.authority(), studySize)
+				_, _ = io.WriteString(c, largeStudy())
+			}()
+			if a := read(c); a.status < 500 && a.err == nil {
+				t.Errorf("got a whole %d with %d bytes, though the study did not arrive", a.status, len(a.body))
+			}
+		})
 	}
 }

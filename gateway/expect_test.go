@@ -3,13 +3,13 @@ package gateway_test
 import (
 	"bufio"
 	"crypto/sha256"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,37 +28,23 @@ type uploadAttempt struct {
 // closing the connection or reading the body first, as nginx and Envoy do.
 type keeper struct {
 	*double
-	continues bool // it answers 100 (Continue)
-	fails     bool // it answers 417 to Expect
-	refuseNew bool // it likes no token that it has not seen
+	continues bool  // it answers 100 (Continue)
+	fails     bool  // it answers 417 to Expect
+	refuseNew bool  // it likes no token that it has not seen
+	late      int64 // so much of a body it reads before it answers 401
 
 	mu       sync.Mutex
 	bad      map[string]bool
 	newest   string // the token that it last saw
+	heads    int    // requests that have begun
 	attempts []uploadAttempt
 }
 
 func newKeeper(t *testing.T, continues bool) *keeper {
 	t.Helper()
-	k := &keeper{double: &double{}, continues: continues, bad: map[string]bool{}}
-	ln := tls.NewListener(listen(t), goodTLS())
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	k.url = "https://localhost:" + port
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { ln.Close() })
-	all.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
-				for br := bufio.NewReader(c); k.serve(c, br); {
-				}
-			})
+	k := &keeper{continues: continues, bad: map[string]bool{}}
+	k.double = newRaw(t, goodTLS(), func(c net.Conn, br *bufio.Reader) {
+		for k.serve(c, br) {
 		}
 	})
 	return k
@@ -71,6 +57,7 @@ func (k *keeper) serve(c net.Conn, br *bufio.Reader) bool {
 	}
 	a := uploadAttempt{expect: r.Header.Get("Expect"), status: 200}
 	k.mu.Lock()
+	k.heads++
 	if token := r.Header.Get("Authorization"); token != k.newest {
 		k.bad[token] = k.refuseNew
 		k.newest = token
@@ -81,14 +68,18 @@ func (k *keeper) serve(c net.Conn, br *bufio.Reader) bool {
 		a.status = 417
 	}
 	k.mu.Unlock()
+	hash := sha256.New()
+	if a.status == 401 {
+		a.body, _ = io.CopyN(hash, r.Body, k.late)
+	}
 	answer := fmt.Sprintf("HTTP/1.1 %d %s\r\nContent-Length: 2\r\n\r\nok", a.status, http.StatusText(a.status))
 	if a.status != 200 {
 		_, _ = io.WriteString(c, answer)
 	} else if a.expect != "" && k.continues {
 		_, _ = io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
 	}
-	hash := sha256.New()
-	a.body, err = io.Copy(hash, r.Body)
+	rest, err := io.Copy(hash, r.Body)
+	a.body += rest
 	hash.Sum(a.sum[:0])
 	k.mu.Lock()
 	k.attempts = append(k.attempts, a)
@@ -104,6 +95,16 @@ func (k *keeper) revoke() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.bad[k.newest] = true
+}
+
+// begun waits until n requests have begun.
+func (k *keeper) begun(t *testing.T, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d requests at the server", n), func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.heads >= n
+	})
 }
 
 // uploads returns the attempts so far, once there are n of them, and forgets them.
@@ -249,4 +250,69 @@ func TestHeldBackUploadIsContinuedAtOnce(t *testing.T) {
 	}
 	readAnswer(resp).want(t, 200)
 	k.uploads(t, 1)[0].wantWhole(t)
+}
+
+// nearlyTheWindow is a part of the study that the gateway keeps; with two bytes more
+// it does not.
+const nearlyTheWindow = 1<<20 - 1
+
+// beginStore begins an upload of the study that goes on until nearly the window is
+// full, to a server that never continues and no longer likes the token, as it says
+// when it has got so much; goOn sends the rest. before is called before that.
+func beginStore(t *testing.T, h *harness, k *keeper, before func()) (c net.Conn, goOn func()) {
+	t.Helper()
+	store(t, h, 200) // learns that it never continues, so that nothing is held back
+	k.uploads(t, 1)
+	k.revoke()
+	k.late = nearlyTheWindow
+	before()
+	c = secure(t, h.addr, h.authority(), "", h.roots())
+	fmt.Fprintf(c, "POST /studies HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", h.authority(), studySize)
+	if _, err := io.WriteString(c, largeStudy()[:nearlyTheWindow]); err != nil {
+		t.Fatal(err)
+	}
+	return c, func() { _, _ = io.WriteString(c, largeStudy()[nearlyTheWindow:]) }
+}
+
+// wantStoredInTheEnd fails the test unless one attempt was refused, and the other
+// one stored all of the study.
+func (k *keeper) wantStoredInTheEnd(t *testing.T) {
+	t.Helper()
+	all := k.uploads(t, 2)
+	slices.SortFunc(all, func(a, b uploadAttempt) int { return a.status - b.status }) // they may end in any order
+	all[0].wantWhole(t)
+	if all[1].status != 401 {
+		t.Errorf("got %d to the other attempt, want 401", all[1].status)
+	}
+}
+
+// Once the second attempt has begun, its upload may outgrow the window.
+func TestSecondAttemptGoesOnBeyondTheWindow(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	c, goOn := beginStore(t, h, k, func() {})
+	k.begun(t, 3) // the first store and two attempts
+	go goOn()
+	read(c).want(t, 200)
+	k.wantStoredInTheEnd(t)
+}
+
+// While a new token is acquired the upload may outgrow the window; all the same it
+// is sent again whole. Or it has done so before: then the server's 401 is the answer,
+// not an error of the gateway's own.
+func TestUploadMayOutgrowTheWindowDuringARenewal(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t, false)
+	h := newHarness(t, setup{up: k.double})
+	c, goOn := beginStore(t, h, k, h.idp.Hang)
+	eventually(t, "the provider is asked for a new token", func() bool { return h.idp.TokenRequests() == 2 })
+	go goOn()
+	h.idp.Recover()
+	a := read(c)
+	if a.status == 200 {
+		k.wantStoredInTheEnd(t)
+	} else if a.want(t, 401); a.body != "ok" {
+		t.Errorf("got %q, want the server's own answer", a.body)
+	}
 }

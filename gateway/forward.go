@@ -383,7 +383,7 @@ func (x *exchange) canRepeat(resp *http.Response, refused *token.Token) bool {
 		}
 	}
 	t, err := x.source.Token(x.ctx)
-	return err == nil && t.Generation() != refused.Generation() && (x.body == nil || x.body.replayable())
+	return err == nil && t.Generation() != refused.Generation()
 }
 
 // modify makes the upstream's answer one that Orthanc understands.

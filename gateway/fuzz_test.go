@@ -104,39 +104,13 @@ func (z *fuzzed) say(t *testing.T, raw string) string {
 	return string(answer)
 }
 
-// serveEach gives each connection to a server on loopback to handle.
-func serveEach(f *testing.F, handle func(net.Conn)) (addr string) {
-	f.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		f.Fatal(err)
-	}
-	var running sync.WaitGroup
-	f.Cleanup(running.Wait)
-	f.Cleanup(func() { ln.Close() })
-	running.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			running.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
-				handle(c)
-			})
-		}
-	})
-	return ln.Addr().String()
-}
-
 // What a CONNECT, or any other head, makes the gateway dial is what its request line names, in canonical form, and a
 // rule has it. A corporate proxy shows what is dialled.
 func FuzzConnectLine(f *testing.F) {
 	var mu sync.Mutex
 	var dialled []string
-	corporate := serveEach(f, func(c net.Conn) {
-		line, err := bufio.NewReader(c).ReadString('\n')
+	corporate := newRaw(f, nil, func(c net.Conn, br *bufio.Reader) {
+		line, err := br.ReadString('\n')
 		if err != nil {
 			return
 		}
@@ -144,7 +118,7 @@ func FuzzConnectLine(f *testing.F) {
 		dialled = append(dialled, strings.TrimSpace(line))
 		mu.Unlock()
 		_, _ = io.WriteString(c, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
-	})
+	}).authority()
 	const rule = "[[rule]]\nname = %q\nurl = %q\naction = %q\n"
 	z := startFuzzed(f, fmt.Sprintf("[proxy]\nlisten = \"127.0.0.1:0\"\nupstream_proxy = \"http://%s\"\n[admin]\nlisten = \"\"\n", corporate)+
 		fmt.Sprintf(rule, "pass", "https://pass.test/", "pass")+fmt.Sprintf(rule, "port", "https://pass.test:8443/", "pass")+
@@ -208,13 +182,13 @@ func FuzzConnectLine(f *testing.F) {
 // nor an answer of the gateway's own repeats a word of it.
 func FuzzLogShowsNothingOfRequestOrAnswer(f *testing.F) {
 	var answer atomic.Pointer[string]
-	up := serveEach(f, func(c net.Conn) {
-		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+	up := newRaw(f, nil, func(c net.Conn, br *bufio.Reader) {
+		if _, err := http.ReadRequest(br); err == nil {
 			_, _ = io.WriteString(c, *answer.Load())
 		}
-	})
+	}).authority()
 	z := startFuzzed(f, fmt.Sprintf("[proxy]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n"+
-		"[[rule]]\nname = \"clear\"\nurl = \"http://%s/dicom-web/\"\naction = \"pass\"\nallow_networks = [\"127.0.0.0/8\"]\n", up))
+		"[[rule]]\nname = \"clear\"\nurl = \"http://%s/dicom-web/\"\naction = \"pass\"\nallow_networks = [\"127.0.0.0/8\", \"::1/128\"]\n", up))
 	for _, seed := range [][2]string{
 		{"/dicom-web/studies?PatientName={x}", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{x}"},
 		{"/dicom-web/studies/{x}", "HTTP/1.1 200 OK\r\nX-A: {x}\r\n"},

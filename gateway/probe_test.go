@@ -391,7 +391,7 @@ func TestProbeOfAWildcardRuleByURL(t *testing.T) {
 	if got := up.last(t); r.Name != "cloud" || got.host != "eu.cloud.test" || got.sni != "eu.cloud.test" || got.target != "/dicom/studies?limit=1" || got.header.Get("Authorization") == "" {
 		t.Errorf("rule %s: got %s for %s (%s)", r.Name, got.target, got.host, got.sni)
 	}
-	if r.Steps[0].Detail != "left to upstream_proxy" || !strings.Contains(r.Steps[1].Detail, "through upstream_proxy 127.0.0.1:") {
+	if r.Steps[0].Detail != "left to upstream_proxy" || !strings.Contains(r.Steps[1].Detail, "through upstream_proxy localhost:") {
 		t.Errorf("got %+v, want the proxy named", r.Steps[:2])
 	}
 }
@@ -451,11 +451,12 @@ func TestProbeEndsWithItsContext(t *testing.T) {
 		{"token", "dns tcp tls token !query"},
 	} {
 		t.Run("after "+row.after, func(t *testing.T) {
-			h := newHarness(t, setup{up: up})
+			s := setup{up: up}
 			if row.after == "tls" {
-				h.idp.Hang()
-				defer h.idp.Recover()
+				s.before = (*demo.IdentityProvider).Hang
 			}
+			h := newHarness(t, s)
+			defer h.idp.Recover()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			if row.after == "" {

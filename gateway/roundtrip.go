@@ -232,8 +232,9 @@ func (c *upstreamConn) exchange(req *http.Request, g *gate, wrote func(), stop f
 	if n := resp.ContentLength; n < 0 || n > bulkSize/2 {
 		c.low.reading.Store(true)
 	}
-	answer := &answerBody{c: c, body: resp.Body, written: written, stop: stop, keep: !resp.Close && resp.StatusCode >= 200 && writeErr == nil}
-	answer.success = resp.StatusCode < 300
+	answer := &answerBody{c: c, body: resp.Body, written: written, stop: stop, success: resp.StatusCode < 300}
+	// Chunks in HTTP/1.0 leave the end in doubt (RFC 9112 section 6.1), and net/http hides them.
+	answer.keep = resp.ProtoAtLeast(1, 1) && !resp.Close && resp.StatusCode >= 200 && writeErr == nil
 	resp.Body = answer
 	if resp.ContentLength == 0 && !answer.uploading() {
 		answer.finish(true)
@@ -391,23 +392,17 @@ type answerBody struct {
 	stop    func() bool
 	keep    bool // the server lets the connection be used again
 	success bool
-	ended   bool // all of the answer is here, the upload goes on
 	done    bool
 }
 
 // Read implements [io.Reader].
 func (b *answerBody) Read(p []byte) (int, error) {
-	if b.ended {
-		return 0, b.await()
-	}
 	n, err := b.body.Read(p)
 	switch {
 	case errors.Is(err, io.EOF) && b.uploading():
-		b.ended = true
-		if n > 0 {
-			return n, nil
+		if err = b.await(); !errors.Is(err, io.EOF) {
+			return 0, err // without its last bytes the answer is not whole
 		}
-		return 0, b.await()
 	case err != nil:
 		b.finish(errors.Is(err, io.EOF))
 	}

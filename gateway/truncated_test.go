@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -35,6 +36,59 @@ func TestTruncatedAnswersAreCut(t *testing.T) {
 			_ = h.stop(ctx)
 			if !strings.Contains(h.audit.String(), `"outcome":"cut"`) {
 				t.Errorf("the audit does not say so: %s", h.audit)
+			}
+		})
+	}
+}
+
+// Where an answer's framing is odd, what the client gets is what RFC 9112 section
+// 6.3 reads in it; and where its end is in doubt, nothing that follows on the
+// connection is taken for the next answer.
+func TestConnectionIsNotUsedAgainAfterOddFraming(t *testing.T) {
+	t.Parallel()
+	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+	for name, row := range map[string]struct {
+		raw    string
+		status int
+		body   string
+		reused bool
+	}{
+		"a length and chunks, which count":     {"HTTP/1.1 200 OK\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n\r\n2;ext=1\r\nok\r\n0\r\nX-T: 1\r\n\r\n", 200, "ok", true},
+		"interim answers, which have no body":  {"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n" + okAnswer, 200, "ok", true},
+		"more than its length":                 {okAnswer + evil, 200, "ok", false},
+		"more than its chunks":                 {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + evil, 200, "ok", false},
+		"a body behind 204":                    {"HTTP/1.1 204 No Content\r\nContent-Length: 45\r\n\r\n" + evil, 204, "", false},
+		"chunks in HTTP/1.0, which knows none": {"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\nok", 200, "ok", false},
+		"two transfer codings":                 {"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502, "", false},
+		"chunks inside another coding":         {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502, "", false},
+		"two lengths that differ":              {"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!", 502, "", false},
+		"a status that ends no request":        {"HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n", 502, "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var reused atomic.Int64
+			up := newRaw(t, goodTLS(), func(c net.Conn, br *bufio.Reader) {
+				for next := row.raw; ; next = okAnswer {
+					if _, err := http.ReadRequest(br); err != nil {
+						return
+					}
+					if next == okAnswer {
+						reused.Add(1)
+					}
+					_, _ = io.WriteString(c, next)
+				}
+			})
+			h := newHarness(t, setup{up: up})
+			for range 2 {
+				switch a := h.get("/"); {
+				case row.status == 502:
+					a.problem(t, 502, "upstream_protocol")
+				case a.want(t, row.status).body != row.body:
+					t.Errorf("got %q, want %q", a.body, row.body)
+				}
+			}
+			if got := reused.Load() > 0; got != row.reused {
+				t.Errorf("the connection was used again: %t, want %t", got, row.reused)
 			}
 		})
 	}

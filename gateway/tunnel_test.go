@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 func contextWithPatience() (context.Context, context.CancelFunc) {
@@ -32,27 +31,12 @@ type corporate struct {
 
 func newCorporate(t *testing.T, to func(authority string) string) *corporate {
 	t.Helper()
-	ln := listen(t)
-	p := &corporate{addr: ln.Addr().String()}
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { ln.Close() })
-	all.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() { p.serve(c, to) })
-		}
-	})
+	p := &corporate{}
+	p.addr = newRaw(t, nil, func(c net.Conn, br *bufio.Reader) { p.serve(c, br, to) }).authority()
 	return p
 }
 
-func (p *corporate) serve(c net.Conn, to func(authority string) string) {
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
-	br := bufio.NewReader(c)
+func (p *corporate) serve(c net.Conn, br *bufio.Reader, to func(authority string) string) {
 	r, err := http.ReadRequest(br)
 	if err != nil {
 		return
@@ -224,23 +208,13 @@ func TestCorporateProxyThatRefuses(t *testing.T) {
 
 func TestCorporateProxyWhoseAnswerHasNoEnd(t *testing.T) {
 	t.Parallel()
-	ln := listen(t)
-	var proxy sync.WaitGroup
-	t.Cleanup(proxy.Wait)
-	t.Cleanup(func() { ln.Close() })
-	proxy.Go(func() {
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(patience))
-		_, err = io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+	proxy := newRaw(t, nil, func(c net.Conn, _ *bufio.Reader) {
+		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\n")
 		for line := "X-More: " + strings.Repeat("x", 1000) + "\r\n"; err == nil; {
 			_, err = io.WriteString(c, line)
 		}
 	})
-	h := newHarness(t, setup{proxy: fmt.Sprintf("unmatched = \"pass\"\nupstream_proxy = \"http://%s\"", ln.Addr())})
+	h := newHarness(t, setup{proxy: fmt.Sprintf("unmatched = \"pass\"\nupstream_proxy = \"http://%s\"", proxy.authority())})
 	p := h.connectTo("unknown.test:443").problem(t, 502, "upstream_unreachable")
 	if !strings.Contains(p.Detail, "upstream_proxy") || !strings.Contains(p.Detail, "too large") {
 		t.Errorf("got detail %q", p.Detail)

@@ -42,12 +42,15 @@ var aadsts = map[string]struct{ key, hint string }{
 	"AADSTS50196":   {"", "Entra saw the same request too often and asks to stop for a while; look for another client with this client_id"},
 }
 
-// ownCodes are the codes of ours for what OAuth calls invalid_client, so that
-// metrics tell at night whether a secret must be corrected or made anew.
+// ownCodes are the codes of ours for what OAuth calls invalid_client or
+// invalid_request, so that metrics tell at night what must be corrected, and what
+// made anew.
 var ownCodes = map[string]string{
 	"AADSTS7000215": "secret_wrong",
 	"AADSTS7000222": "secret_expired",
 	"AADSTS1000502": "certificate_expired",
+	"AADSTS90002":   "tenant_unknown",
+	"AADSTS900023":  "tenant_unknown",
 }
 
 // aadstsHint finds the error code of Microsoft Entra in an error_description.

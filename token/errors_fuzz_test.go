@@ -1,18 +1,15 @@
 package token_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"orthanc-dicomweb-oauth/token"
 )
@@ -20,31 +17,16 @@ import (
 // Whatever a token server sends, down to the bytes, an error repeats no word of it, nor of the request.
 func FuzzErrorsShowNothingOfTheAnswer(f *testing.F) {
 	var answer atomic.Pointer[string]
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		f.Fatal(err)
-	}
-	var running sync.WaitGroup
-	f.Cleanup(running.Wait)
-	f.Cleanup(func() { ln.Close() })
-	running.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			running.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-				r, err := http.ReadRequest(bufio.NewReader(c))
-				if err != nil {
-					return
-				}
-				_, _ = io.Copy(io.Discard, r.Body)
-				_, _ = io.WriteString(c, *answer.Load())
-			})
+	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
 		}
-	})
+		defer c.Close()
+		_, _ = io.WriteString(c, *answer.Load())
+	}))
+	f.Cleanup(provider.Close)
 	for _, seed := range []string{
 		"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + goodAnswer,
 		"HTTP/1.1 401 {x}\r\nContent-Type: application/json\r\n\r\n{\"error\":\"invalid_client\",\"error_description\":\"{x}\"}",
@@ -65,7 +47,7 @@ func FuzzErrorsShowNothingOfTheAnswer(f *testing.F) {
 		f.Add(seed)
 	}
 	settings := &token.ClientCredentials{OAuthClient: token.OAuthClient{
-		TokenEndpoint: "http://" + ln.Addr().String() + "/token", ClientID: "client", ClientSecret: token.SecretValue(token.NewSecret(clientSecret)),
+		TokenEndpoint: provider.URL + "/token", ClientID: "client", ClientSecret: token.SecretValue(token.NewSecret(clientSecret)),
 	}}
 	settings.InsecureHTTP = true
 	f.Fuzz(func(t *testing.T, text string) {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,13 +34,6 @@ type clientConn struct {
 	eof      atomic.Bool // the client ended the connection
 	release  func()      // called once, on Close
 	once     sync.Once
-
-	mu      sync.Mutex // guards what follows
-	noLimit bool       // no read deadline is set; false also where that is not known
-	past    bool       // the read deadline is over
-	resting bool       // a watch for the client's end is about to begin
-	wake    chan struct{}
-	rest    *time.Timer
 }
 
 // tunnel is one accepted CONNECT whose TLS we ended.
@@ -68,9 +60,6 @@ func connOf(ctx context.Context) *clientConn {
 
 // Read implements [net.Conn].
 func (c *clientConn) Read(p []byte) (int, error) {
-	if len(p) == 1 && c.low != nil && c.interrupted() {
-		return 0, os.ErrDeadlineExceeded
-	}
 	n, err := c.Conn.Read(p)
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
@@ -92,62 +81,7 @@ func (c *clientConn) SetReadDeadline(t time.Time) error {
 	if last := c.lastRead.Load(); last != 0 && (t.IsZero() || t.UnixNano() > last) {
 		t = time.Unix(0, last)
 	}
-	if c.low == nil {
-		return c.Conn.SetReadDeadline(t)
-	}
-	past := !t.IsZero() && t.Unix() <= 1
-	c.mu.Lock()
-	if past && c.resting {
-		c.resting = false
-		c.mu.Unlock()
-		c.wake <- struct{}{}
-		return nil
-	}
-	same := t.IsZero() && c.noLimit
-	c.noLimit, c.past = t.IsZero(), past
-	c.mu.Unlock()
-	if same {
-		return nil
-	}
 	return c.Conn.SetReadDeadline(t)
-}
-
-// lull is how long an answer may take before anybody looks whether its client is
-// still there.
-const lull = 20 * time.Millisecond
-
-// interrupted waits for a lull, and reports whether the read that would follow is
-// no longer wanted. While a handler runs, net/http reads one byte beside it, to see
-// the client leave, and interrupts that read at the end of the answer. For an answer
-// that comes soon, this saves both the read and its end in the kernel: a tenth of
-// the CPU time of a small request.
-func (c *clientConn) interrupted() bool {
-	c.mu.Lock()
-	if c.past {
-		c.mu.Unlock()
-		return true
-	}
-	if c.rest == nil {
-		c.rest, c.wake = time.NewTimer(lull), make(chan struct{}, 1)
-	} else {
-		c.rest.Reset(lull)
-	}
-	c.resting = true
-	c.mu.Unlock()
-	select {
-	case <-c.wake:
-		c.rest.Stop()
-		return true
-	case <-c.rest.C:
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.resting { // interrupted at the same moment
-		<-c.wake
-		return true
-	}
-	c.resting = false
-	return false
 }
 
 // malformedMark is how the head of net/http's own answers to requests that it

@@ -49,7 +49,7 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 	})})
 	c := secure(t, h.addr, h.authority(), "", h.roots())
 	br := bufio.NewReader(c)
-	times := []string{"0s", "1ms", "18ms", "19ms", "20ms", "21ms", "22ms", "60ms"} // around the lull
+	times := []string{"0s", "1ms", "18ms", "19ms", "20ms", "21ms", "22ms", "60ms"}
 	for round := range 20 {
 		for _, took := range times[round%2:] { // all at once, or each after the one before
 			fmt.Fprintf(c, "GET /studies?%s HTTP/1.1\r\nHost: %s\r\n\r\n", took, h.authority())

@@ -79,7 +79,7 @@ func report(stderr io.Writer, err error) int {
 	if hinted, ok := errors.AsType[*hintedError](err); ok {
 		hint = hinted.hint
 	}
-	if errors.Is(err, syscall.EADDRINUSE) {
+	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.Errno(10048)) { // the latter on Windows
 		hint = "another program listens there, perhaps this gateway already; stop it, or change listen"
 	}
 	say(stderr, err.Error(), hint)

@@ -87,7 +87,7 @@ func listenError(key string, err error) error {
 	_, unknown := errors.AsType[*net.DNSError](err)
 	hint := ""
 	switch {
-	case unknown, errors.Is(err, syscall.EADDRNOTAVAIL):
+	case unknown, errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.Errno(10049)): // the latter on Windows
 		hint = "this machine has no such address; change listen to one of its own, or to 127.0.0.1"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "this user may not listen there; take a port above 1023"

@@ -221,10 +221,17 @@ func classify(err error) problem {
 	if isOp && op.Op == "dial" {
 		return problem{code: upstreamUnreachable, detail: "the connection was not accepted: " + op.Err.Error(), hint: "check host and port in the rule's url, and firewalls"}
 	}
-	if errors.Is(err, errStale) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, errStale) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || connectionReset(err) {
 		return problem{code: upstreamProtocol, detail: "the connection was closed before an answer came"}
 	}
 	return problem{code: upstreamProtocol, detail: "the answer could not be read"}
+}
+
+// connectionReset reports whether the other side has torn the connection down.
+// The numbers are Windows' own, WSAECONNABORTED and WSAECONNRESET.
+func connectionReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, syscall.Errno(10053)) || errors.Is(err, syscall.Errno(10054))
 }
 
 func classifyTLS(err error) (problem, bool) {

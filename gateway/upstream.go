@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"orthanc-dicomweb-oauth/rules"
@@ -153,7 +152,7 @@ func (u *upstream) secure(ctx context.Context, c net.Conn, a rules.Authority) (*
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.Close()
-		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		if errors.Is(err, io.EOF) || connectionReset(err) {
 			return nil, &refusal{problem{code: upstreamTLS, detail: "the server ended the connection during the TLS handshake", hint: "it may speak no TLS on this port, or want another version or a client certificate (client_cert, client_key)"}}
 		}
 		return nil, err

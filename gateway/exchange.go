@@ -74,7 +74,7 @@ func (x *exchange) end() {
 		}
 		defer panic(http.ErrAbortHandler)
 	}
-	if x.leftBehind() {
+	if x.leftBehind() && !x.silent { // behind a CONNECT comes a tunnel, no body
 		connOf(x.in.Context()).endReads(time.Now().Add(leftoverTime))
 	}
 	if x.body != nil {

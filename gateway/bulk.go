@@ -30,6 +30,8 @@ type bulkConn struct {
 	reading atomic.Bool // a large body comes in
 	dry     atomic.Bool // reads give what is here already
 
+	waiting atomic.Int64 // read - next, for ahead
+
 	// of the reading goroutine
 	in         *[bulkRoom]byte // nil: not attached
 	next, read int             // what of in has not been given away
@@ -61,6 +63,7 @@ func (c *bulkConn) Read(p []byte) (int, error) {
 	}
 	n := copy(p, c.in[c.next:c.read])
 	c.next += n
+	c.waiting.Store(int64(c.read - c.next))
 	return n, nil
 }
 
@@ -72,8 +75,9 @@ func (c *bulkConn) detach() {
 	}
 }
 
-// ahead returns how much has been read and not yet given away.
-func (c *bulkConn) ahead() int { return c.read - c.next }
+// ahead returns how much has been read and not yet given away. Any goroutine may
+// ask.
+func (c *bulkConn) ahead() int { return int(c.waiting.Load()) }
 
 // Write implements [net.Conn].
 func (c *bulkConn) Write(p []byte) (int, error) {

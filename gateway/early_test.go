@@ -84,7 +84,12 @@ func TestEarlyAnswerReachesAnUploadingClient(t *testing.T) {
 // its client is not told that it is over before it is.
 func TestUploadGoesOnBehindAWholeEarlyAnswer(t *testing.T) {
 	t.Parallel()
-	for name, early := range map[string]string{"with a body": okAnswer, "without": "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"} {
+	for name, early := range map[string]string{
+		"with a body":                     okAnswer,
+		"without":                         "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"with a body, to be closed later": "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+		"without, to be closed later":     "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			got := make(chan error, 1)
@@ -139,5 +144,25 @@ func TestWholeEarlyAnswerIsNoSuccessIfTheUploadBreaks(t *testing.T) {
 				t.Errorf("got a whole %d with %d bytes, though the study did not arrive", a.status, len(a.body))
 			}
 		})
+	}
+}
+
+// A server that says that it closes, and does so before the end of an upload that
+// it has accepted, needed no more of it.
+func TestServerMayCloseWhenItHasEnough(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, setup{up: newRaw(t, goodTLS(), func(c net.Conn, br *bufio.Reader) {
+		if r, err := http.ReadRequest(br); err == nil {
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nenough")
+			_, _ = io.ReadFull(r.Body, make([]byte, 1<<20))
+		}
+	})})
+	c := secure(t, h.addr, h.authority(), "", h.roots())
+	go func() {
+		fmt.Fprintf(c, "POST /studies HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", h.authority(), studySize)
+		_, _ = io.WriteString(c, largeStudy())
+	}()
+	if a := read(c).want(t, 200); a.body != "enough" {
+		t.Errorf("got %q", a.body)
 	}
 }

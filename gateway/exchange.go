@@ -68,13 +68,16 @@ const leftoverTime = 2 * time.Second
 // end writes the audit record. It runs also when the handler panics to cut the
 // connection.
 func (x *exchange) end() {
-	if cause := recover(); cause != nil {
+	switch cause := recover(); {
+	case cause != nil:
 		if cause != http.ErrAbortHandler { //nolint:errorlint // the very value, as net/http compares it
 			x.g.log.Error("internal error, please report it", "panic", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()), "request_id", x.record.RequestID)
 		}
 		defer panic(http.ErrAbortHandler)
+	case !x.silent: // net/http writes the answer's last bytes when we have ended, and would wait for ever for its client
+		_ = connOf(x.in.Context()).SetWriteDeadline(time.Now().Add(x.snap.config.Proxy.StallTimeout))
 	}
-	if x.leftBehind() {
+	if x.leftBehind() && !x.silent { // behind a CONNECT comes a tunnel, no body
 		connOf(x.in.Context()).endReads(time.Now().Add(leftoverTime))
 	}
 	if x.body != nil {

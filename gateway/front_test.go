@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +191,22 @@ func TestClientHelloInTheSameWriteAsConnect(t *testing.T) {
 	h := newHarness(t, setup{})
 	c := &early{Conn: dial(t, h.addr), prefix: []byte("CONNECT " + h.authority() + " HTTP/1.1\r\nHost: x\r\n\r\n")}
 	talk(handshake(t, c, h), "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").want(t, 200)
+}
+
+// A CONNECT has no body, whatever it announces. Its tunnel is as good as any.
+func TestTunnelOfAConnectThatAnnouncesABodyStaysOpen(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, setup{})
+	c := &early{Conn: dial(t, h.addr), prefix: []byte("CONNECT " + h.authority() + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")}
+	inside := handshake(t, c, h)
+	const request = "GET / HTTP/1.1\r\nHost: %s\r\n\r\n"
+	talk(inside, fmt.Sprintf(request, h.authority())).want(t, 200)
+	_ = c.SetReadDeadline(time.Now().Add(2200 * time.Millisecond)) // longer than the rest of a body is waited for
+	if n, err := c.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("got %d bytes, %v from an idle tunnel, want nothing", n, err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	talk(inside, fmt.Sprintf(request, h.authority())).want(t, 200)
 }
 
 func TestMalformedRequestsToTheFront(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -468,6 +469,36 @@ func TestRunningTransferEndsUnderTheOldConfiguration(t *testing.T) {
 	}
 	eventually(t, "the pool of the old configuration is closed", func() bool { return up.stillOpen() == 0 })
 	talk(c, "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").problem(t, 403, "no_rule")
+}
+
+// A transfer of the old configuration, which may take hours, keeps no more of the
+// old pool open than its own connection.
+func TestReplacedPoolKeepsNoIdleConnections(t *testing.T) {
+	t.Parallel()
+	up := newSlow(t)
+	h := newHarness(t, setup{up: up.double})
+	h.waitFresh("main")
+	var clients []net.Conn
+	for range 3 {
+		c := secure(t, h.addr, h.authority(), "", h.roots())
+		fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", h.authority())
+		<-up.begun
+		clients = append(clients, c)
+	}
+	end := func(c net.Conn) {
+		_, _ = io.WriteString(c, "4\r\nbcde\r\n0\r\n\r\n")
+		if a := read(c).want(t, 200); a.body != "5 <nil>" {
+			t.Errorf("got %q", a.body)
+		}
+	}
+	end(clients[0])
+	eventually(t, "its connection is kept", func() bool { return h.gw.Idle() > 0 })
+	text := h.config()
+	h.reloads(text[strings.Index(text, "[[rule]]"):], h.second(newDouble(t, nil)))
+	eventually(t, "only those in use are open", func() bool { return up.stillOpen() == 2 })
+	end(clients[1]) // its connection is not kept
+	eventually(t, "only the one in use is open", func() bool { return up.stillOpen() == 1 })
+	end(clients[2])
 }
 
 // A request that waits for its token gets it, though its profile has gone.

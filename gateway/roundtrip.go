@@ -413,15 +413,16 @@ func (b *answerBody) Read(p []byte) (int, error) {
 // out. Some servers answer first and read on: the upload is not over, and its
 // client must not be told so, before all of it has gone out.
 func (b *answerBody) uploading() bool {
-	return b.success && b.keep && !b.done && b.written != nil && len(b.written) == 0
+	return b.success && !b.done && b.written != nil && len(b.written) == 0
 }
 
-// await waits for the end of the upload behind a whole answer.
+// await waits for the end of the upload behind a whole answer. A server that has
+// said that it would close the connection may do so when it has enough.
 func (b *answerBody) await() error {
 	if b.written != nil {
 		err := <-b.written
 		b.written = nil
-		if b.finish(err == nil); err != nil {
+		if b.finish(err == nil); err != nil && (b.keep || errors.Is(err, errClient)) {
 			return io.ErrUnexpectedEOF
 		}
 	}

@@ -349,6 +349,11 @@ func (g *Gateway) install(s *snapshot) bool {
 			source.Rest()
 		}
 	}
+	for key, up := range before.pools {
+		if s.pools[key] != up {
+			up.close() // requests under way keep their connections, and may open others
+		}
+	}
 	before.release()
 	return true
 }

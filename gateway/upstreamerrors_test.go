@@ -2,10 +2,12 @@ package gateway_test
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -225,6 +227,24 @@ func TestStalledTransfersEnd(t *testing.T) {
 		case <-ended:
 		case <-time.After(patience):
 			t.Error("the transfer goes on for a client that reads nothing")
+		}
+	})
+	t.Run("the client reads no small answer", func(t *testing.T) {
+		t.Parallel()
+		h := newHarness(t, setup{proxy: stall, up: newDouble(t, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, strings.Repeat("a", 3000)) // net/http writes it when the handler has ended
+		})})
+		c := secure(t, h.addr, h.authority(), "", h.roots())
+		_ = c.NetConn().(*net.TCPConn).SetReadBuffer(1) // as small as can be, so that the answers soon have no room
+		_ = c.SetDeadline(time.Now().Add(2 * patience)) // crypto/tls itself tries for five seconds to say that it ends
+		request := []byte("GET / HTTP/1.1\r\nHost: " + h.authority() + "\r\nX: " + strings.Repeat("a", 8<<10) + "\r\n\r\n")
+		for {
+			if _, err := c.Write(request); err != nil {
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("the connection of a client that reads nothing is kept")
+				}
+				return
+			}
 		}
 	})
 	t.Run("slow but steady goes on", func(t *testing.T) {

@@ -91,9 +91,10 @@ func readProblem(err error) string {
 	return err.Error()
 }
 
-// quoted finds what the TOML library quotes from the file. It may be a secret
-// whose quotes were forgotten.
-var quoted = regexp.MustCompile(`"[^"]{2,}"`)
+// quoted finds what the TOML library quotes from the file, in Go's syntax, and the
+// number that a message about its range begins with. It may be a secret whose
+// quotes were forgotten, or what stands before a wrong escape in one.
+var quoted = regexp.MustCompile(`"(\\.|[^"\\]){2,}"|^[-+]?[0-9]\S*`)
 
 func syntaxProblem(path string, err error) Problem {
 	pe, ok := errors.AsType[toml.ParseError](err)
@@ -118,7 +119,7 @@ func syntaxHint(what string) string {
 		return `write a backslash twice, or the whole text in single quotes: 'C:\folder\file'`
 	case strings.Contains(what, "newlines"):
 		return "close the quotes on the same line"
-	case strings.HasPrefix(what, "Invalid "), strings.HasPrefix(what, "expected value"):
+	case strings.HasPrefix(what, "Invalid "), strings.HasPrefix(what, "expected value"), strings.Contains(what, "out of range"):
 		return `put text into quotes: key = "text"`
 	case strings.HasPrefix(what, "expected '.' or '='"):
 		return `write key = "text"`

@@ -292,9 +292,12 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	// Some clients check after the handshake, and leave.
 	secure(t, h.addr, h.authority(), "", h.roots()).Close()
 	eventually(t, "the silent end is counted", func() bool { return h.gw.Status().Untrusted == 2 })
+	// Orthanc leaves before the handshake if it cannot read HttpsCACertificates.
+	connect(t, h.addr, h.authority()).Close()
+	eventually(t, "the early end is counted", func() bool { return h.gw.Status().Untrusted == 3 })
 	for _, want := range []string{"Orthanc does not trust this CA: set HttpsCACertificates to ", h.ca.BundlePath()} {
-		if strings.Count(h.log.String(), want) != 2 {
-			t.Errorf("log does not say twice %q:\n%s", want, h.log)
+		if strings.Count(h.log.String(), want) != 3 {
+			t.Errorf("log does not say three times %q:\n%s", want, h.log)
 		}
 	}
 	// A client that used its connection is no suspect.
@@ -302,7 +305,7 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	talk(good, "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").want(t, 200)
 	good.Close()
 	eventually(t, "no connection is left", func() bool { return h.gw.Status().Connections == 0 })
-	if n := h.gw.Status().Untrusted; n != 2 {
-		t.Errorf("got %d clients that do not trust us, want 2", n)
+	if n := h.gw.Status().Untrusted; n != 3 {
+		t.Errorf("got %d clients that do not trust us, want 3", n)
 	}
 }

@@ -190,6 +190,14 @@ func TestRegisterNamesACAThatOrthancDoesNotTrust(t *testing.T) {
 	}
 }
 
+func TestRegisterNamesACAFileThatOrthancCannotRead(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, emptyAnswer)
+	settings := b.settings()
+	settings["HttpsCACertificates"] = b.gateway.bundle + ".moved"
+	wantFailure(t, b.register(t, 1, b.orthanc(t, settings), nil), "query", "does not trust the gateway's CA", "HttpsCACertificates", b.gateway.bundle, "able to read")
+}
+
 func TestRegisterNamesAWrongProxyPassword(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, emptyAnswer)

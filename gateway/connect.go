@@ -187,8 +187,8 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 		g.certificateRefused(t, op.Err.Error()) // an alert that came encrypted
 		return
 	}
-	if errors.Is(err, io.EOF) && !heard.any { // curl opens the file after CONNECT
-		g.certificateRefused(t, "it ended the connection before the TLS handshake, as when it cannot read its file of trusted CAs")
+	if errors.Is(err, io.EOF) { // libcurl reads the file before or after its ClientHello, and sends no alert
+		g.certificateRefused(t, "it ended the connection in the TLS handshake, as when it cannot read its file of trusted CAs")
 		return
 	}
 	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain {
@@ -215,13 +215,11 @@ func (g *Gateway) certificateRefused(t *tunnel, how string) {
 type lastBytes struct {
 	net.Conn
 	tail [7]byte
-	any  bool // something was read
 }
 
 // Read implements [net.Conn].
 func (c *lastBytes) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	c.any = c.any || n > 0
 	if keep := len(c.tail); n >= keep {
 		copy(c.tail[:], p[n-keep:n])
 	} else {

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -280,6 +281,13 @@ func TestLoopbackNeedsAllowNetworks(t *testing.T) {
 	}
 }
 
+// leaver ends its side of a connection where it would have to read.
+type leaver struct{ net.Conn }
+
+func (l leaver) Read([]byte) (int, error) {
+	return 0, errors.Join(io.ErrClosedPipe, l.Conn.(*net.TCPConn).CloseWrite())
+}
+
 // A client that does not trust our CA is named, since Orthanc never says why.
 func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	t.Parallel()
@@ -292,12 +300,17 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	// Some clients check after the handshake, and leave.
 	secure(t, h.addr, h.authority(), "", h.roots()).Close()
 	eventually(t, "the silent end is counted", func() bool { return h.gw.Status().Untrusted == 2 })
-	// Orthanc leaves before the handshake if it cannot read HttpsCACertificates.
+	// Orthanc leaves in mid-handshake if it cannot read HttpsCACertificates: libcurl before or after its ClientHello.
 	connect(t, h.addr, h.authority()).Close()
 	eventually(t, "the early end is counted", func() bool { return h.gw.Status().Untrusted == 3 })
+	early := connect(t, h.addr, h.authority())
+	if err := tls.Client(leaver{early}, &tls.Config{ServerName: "localhost"}).HandshakeContext(t.Context()); err == nil {
+		t.Fatal("the handshake was ended")
+	}
+	eventually(t, "the end in mid-handshake is counted", func() bool { return h.gw.Status().Untrusted == 4 })
 	for _, want := range []string{"Orthanc does not trust this CA: set HttpsCACertificates to ", h.ca.BundlePath()} {
-		if strings.Count(h.log.String(), want) != 3 {
-			t.Errorf("log does not say three times %q:\n%s", want, h.log)
+		if strings.Count(h.log.String(), want) != 4 {
+			t.Errorf("log does not say four times %q:\n%s", want, h.log)
 		}
 	}
 	// A client that used its connection is no suspect.
@@ -305,7 +318,7 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	talk(good, "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").want(t, 200)
 	good.Close()
 	eventually(t, "no connection is left", func() bool { return h.gw.Status().Connections == 0 })
-	if n := h.gw.Status().Untrusted; n != 3 {
-		t.Errorf("got %d clients that do not trust us, want 3", n)
+	if n := h.gw.Status().Untrusted; n != 4 {
+		t.Errorf("got %d clients that do not trust us, want 4", n)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -194,7 +195,7 @@ func TestRegisterNamesACAFileThatOrthancCannotRead(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, emptyAnswer)
 	settings := b.settings()
-	settings["HttpsCACertificates"] = b.gateway.bundle + ".moved"
+	settings["HttpsCACertificates"] = filepath.Join(t.TempDir(), "bundle.pem")
 	wantFailure(t, b.register(t, 1, b.orthanc(t, settings), nil), "query", "does not trust the gateway's CA", "HttpsCACertificates", b.gateway.bundle, "able to read")
 }
 

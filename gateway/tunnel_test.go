@@ -281,12 +281,19 @@ func TestLoopbackNeedsAllowNetworks(t *testing.T) {
 	}
 }
 
-// leaver ends its side of a connection where it would have to read.
-type leaver struct{ net.Conn }
+// leaver leaves where it would have to read.
+type leaver struct {
+	net.Conn
+
+	leave func(*net.TCPConn) error
+}
 
 func (l leaver) Read([]byte) (int, error) {
-	return 0, errors.Join(io.ErrClosedPipe, l.Conn.(*net.TCPConn).CloseWrite())
+	return 0, errors.Join(io.ErrClosedPipe, l.leave(l.Conn.(*net.TCPConn)))
 }
+
+// reset ends a connection as a program does that has not read what came.
+func reset(c *net.TCPConn) error { return errors.Join(c.SetLinger(0), c.Close()) }
 
 // A client that does not trust our CA is named, since Orthanc never says why.
 func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
@@ -303,14 +310,16 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	// Orthanc leaves in mid-handshake if it cannot read HttpsCACertificates: libcurl before or after its ClientHello.
 	connect(t, h.addr, h.authority()).Close()
 	eventually(t, "the early end is counted", func() bool { return h.gw.Status().Untrusted == 3 })
-	early := connect(t, h.addr, h.authority())
-	if err := tls.Client(leaver{early}, &tls.Config{ServerName: "localhost"}).HandshakeContext(t.Context()); err == nil {
-		t.Fatal("the handshake was ended")
+	for i, leave := range []func(*net.TCPConn) error{(*net.TCPConn).CloseWrite, reset} {
+		c := leaver{connect(t, h.addr, h.authority()), leave}
+		if err := tls.Client(c, &tls.Config{ServerName: "localhost"}).HandshakeContext(t.Context()); err == nil {
+			t.Fatal("the handshake was ended")
+		}
+		eventually(t, "the end in mid-handshake is counted", func() bool { return h.gw.Status().Untrusted == int64(4+i) })
 	}
-	eventually(t, "the end in mid-handshake is counted", func() bool { return h.gw.Status().Untrusted == 4 })
 	for _, want := range []string{"Orthanc does not trust this CA: set HttpsCACertificates to ", h.ca.BundlePath()} {
-		if strings.Count(h.log.String(), want) != 4 {
-			t.Errorf("log does not say four times %q:\n%s", want, h.log)
+		if strings.Count(h.log.String(), want) != 5 {
+			t.Errorf("log does not say five times %q:\n%s", want, h.log)
 		}
 	}
 	// A client that used its connection is no suspect.
@@ -318,7 +327,7 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	talk(good, "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").want(t, 200)
 	good.Close()
 	eventually(t, "no connection is left", func() bool { return h.gw.Status().Connections == 0 })
-	if n := h.gw.Status().Untrusted; n != 4 {
-		t.Errorf("got %d clients that do not trust us, want 4", n)
+	if n := h.gw.Status().Untrusted; n != 5 {
+		t.Errorf("got %d clients that do not trust us, want 5", n)
 	}
 }

@@ -46,8 +46,16 @@ func check(path string, asJSON bool, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "%s: ok, %d rules, %d profiles\n", path, len(c.Rules), len(c.Profiles))
+	_, err = fmt.Fprintf(stdout, "%s: ok, %s, %s\n", path, counted(len(c.Rules), "rule"), counted(len(c.Profiles), "profile"))
 	return err
+}
+
+// counted is a number of things, such as "1 rule" and "2 rules".
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // match is the match command.

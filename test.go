@@ -126,9 +126,10 @@ func health(ctx context.Context, path, at string, stdout io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	detail, err := admin.Ready(ctx, strings.TrimSuffix(at, "/"))
+	at = strings.TrimSuffix(at, "/")
+	detail, err := admin.Ready(ctx, at)
 	if err != nil {
-		return err
+		return &hintedError{err, at + "/ shows what to change; if nothing answers there, start the gateway, or see its log"}
 	}
 	_, err = fmt.Fprintln(stdout, detail)
 	return err

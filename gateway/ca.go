@@ -135,7 +135,7 @@ func uncovered(ca *certs.CA, c *rules.Config, what string, hint func(host string
 	for _, host := range slices.SortedFunc(maps.Keys(hosts), func(a, b string) int { return hosts[a] - hosts[b] }) {
 		if !ca.Covers(host) {
 			problems = append(problems, rules.Problem{
-				File: c.Path, Key: fmt.Sprintf("rule[%d].url", hosts[host]),
+				File: c.Path, Line: c.Rules[hosts[host]].Line(), Key: fmt.Sprintf("rule[%d].url", hosts[host]),
 				What: fmt.Sprintf(what, c.CA.Dir), Hint: hint(host),
 			})
 		}

@@ -187,6 +187,10 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 		g.certificateRefused(t, op.Err.Error()) // an alert that came encrypted
 		return
 	}
+	if left(err) { // libcurl reads the file before or after its ClientHello, and sends no alert
+		g.certificateRefused(t, "it ended the connection in the TLS handshake, as when it cannot read its file of trusted CAs")
+		return
+	}
 	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain {
 		g.stats.refused(string(badRequest))
 		id := rand.Text()[:16]
@@ -195,6 +199,13 @@ func (g *Gateway) handshakeFailed(client net.Conn, heard *lastBytes, t *tunnel, 
 		return
 	}
 	g.log.Debug("TLS handshake with client failed", "authority", t.authority.String(), "client", t.client, "err", err)
+}
+
+// left reports whether a handshake failed because the client ended the connection.
+// One that has not read our answer by then resets it.
+func left(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return errors.Is(err, io.EOF) || ok && (op.Op == "read" || op.Op == "write") && !op.Timeout() && !errors.Is(err, net.ErrClosed)
 }
 
 // certificateRefused says what to change when a client does not trust our CA,

@@ -34,7 +34,7 @@ type Step struct {
 	OK           bool    `json:"ok"`
 	Milliseconds float64 `json:"milliseconds"`
 	Detail       string  `json:"detail"`
-	Hint         string  `json:"hint,omitempty"`
+	Hint         string  `json:"hint"` // "" when it went well
 }
 
 // Probe tests whether the rule that covers a URL works, with the credential and

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -280,6 +281,20 @@ func TestLoopbackNeedsAllowNetworks(t *testing.T) {
 	}
 }
 
+// leaver leaves where it would have to read.
+type leaver struct {
+	net.Conn
+
+	leave func(*net.TCPConn) error
+}
+
+func (l leaver) Read([]byte) (int, error) {
+	return 0, errors.Join(io.ErrClosedPipe, l.leave(l.Conn.(*net.TCPConn)))
+}
+
+// reset ends a connection as a program does that has not read what came.
+func reset(c *net.TCPConn) error { return errors.Join(c.SetLinger(0), c.Close()) }
+
 // A client that does not trust our CA is named, since Orthanc never says why.
 func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	t.Parallel()
@@ -292,9 +307,19 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	// Some clients check after the handshake, and leave.
 	secure(t, h.addr, h.authority(), "", h.roots()).Close()
 	eventually(t, "the silent end is counted", func() bool { return h.gw.Status().Untrusted == 2 })
+	// Orthanc leaves in mid-handshake if it cannot read HttpsCACertificates: libcurl before or after its ClientHello.
+	connect(t, h.addr, h.authority()).Close()
+	eventually(t, "the early end is counted", func() bool { return h.gw.Status().Untrusted == 3 })
+	for i, leave := range []func(*net.TCPConn) error{(*net.TCPConn).CloseWrite, reset} {
+		c := leaver{connect(t, h.addr, h.authority()), leave}
+		if err := tls.Client(c, &tls.Config{ServerName: "localhost"}).HandshakeContext(t.Context()); err == nil {
+			t.Fatal("the handshake was ended")
+		}
+		eventually(t, "the end in mid-handshake is counted", func() bool { return h.gw.Status().Untrusted == int64(4+i) })
+	}
 	for _, want := range []string{"Orthanc does not trust this CA: set HttpsCACertificates to ", h.ca.BundlePath()} {
-		if strings.Count(h.log.String(), want) != 2 {
-			t.Errorf("log does not say twice %q:\n%s", want, h.log)
+		if strings.Count(h.log.String(), want) != 5 {
+			t.Errorf("log does not say five times %q:\n%s", want, h.log)
 		}
 	}
 	// A client that used its connection is no suspect.
@@ -302,7 +327,7 @@ func TestClientThatRefusesOurCertificateIsNamed(t *testing.T) {
 	talk(good, "GET / HTTP/1.1\r\nHost: "+h.authority()+"\r\n\r\n").want(t, 200)
 	good.Close()
 	eventually(t, "no connection is left", func() bool { return h.gw.Status().Connections == 0 })
-	if n := h.gw.Status().Untrusted; n != 2 {
-		t.Errorf("got %d clients that do not trust us, want 2", n)
+	if n := h.gw.Status().Untrusted; n != 5 {
+		t.Errorf("got %d clients that do not trust us, want 5", n)
 	}
 }

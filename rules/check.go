@@ -104,6 +104,7 @@ func (d *decoder) checkRules(c *Config) {
 	for i, r := range c.Rules {
 		key := fmt.Sprintf("rule[%d]", i)
 		index[r] = key
+		r.line = d.lines[key+".url"]
 		switch {
 		case r.Name == "":
 			d.problem(key+".name", "is missing", `give the rule a name of its own, such as "azure-dicom"`)
@@ -140,10 +141,12 @@ func (d *decoder) checkRules(c *Config) {
 func (d *decoder) checkRule(key string, r *Rule, c *Config) {
 	d.oneOf(key+".action", string(r.Action), string(Inject), string(Pass), string(Deny))
 	d.oneOf(key+".mode", r.Mode, "enforce", "report")
+	typo := !slices.Contains([]Action{Inject, Pass, Deny}, r.Action)
+	if typo {
+		r.Action = Inject // what would follow from it is no news
+	}
 	switch {
-	case !slices.Contains([]Action{Inject, Pass, Deny}, r.Action):
-		r.Action = Inject // a typo; what would follow from it is no news
-	case r.Action == Inject && r.Profile == "":
+	case r.Action == Inject && r.Profile == "" && !typo:
 		d.problem(key+".profile", "is missing", "name the [profile.NAME] whose credential this rule injects")
 	case r.Action != Inject && r.Profile != "":
 		d.problem(key+".profile", fmt.Sprintf("has no meaning for action %q", r.Action), "remove it, or use action = \"inject\"")

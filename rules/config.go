@@ -177,6 +177,7 @@ type Rule struct {
 	Mode string `toml:"mode"`
 
 	target target
+	line   int // of url in the file
 }
 
 // Decision returns the action that is carried out: Pass for a rule in report mode.
@@ -191,6 +192,9 @@ func (r *Rule) Decision() Action {
 func (r *Rule) Allows(method string) bool {
 	return slices.Contains(r.Methods, method)
 }
+
+// Line is where the file has the rule's url; 0 if it was not read from a file.
+func (r *Rule) Line() int { return r.line }
 
 // Host returns the rule's host in canonical form and whether it is a wildcard,
 // in which case the host is the parent of the names it stands for.

@@ -201,6 +201,10 @@ var invalid = map[string][]string{
 	"rule_action_unknown.toml": {
 		`gateway.toml:5: rule[0].action: "injct" is not one of inject, pass, deny (did you mean "inject"?)`,
 	},
+	"rule_action_unknown_profile_unknown.toml": {
+		`gateway.toml:4: rule[0].profile: there is no [profile.azur] (did you mean "azure"?)`,
+		`gateway.toml:5: rule[0].action: "injct" is not one of inject, pass, deny (did you mean "inject"?)`,
+	},
 	"rule_ca_file_missing.toml": {
 		`gateway.toml:5: rule[0].ca_file: open no-such-ca.pem: no such file or directory (give a PEM file with CA certificates)`,
 	},

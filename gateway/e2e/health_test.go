@@ -27,11 +27,11 @@ func TestHealthFollowsTheGateway(t *testing.T) {
 	}
 	wrong := startGateway(t, u, basicLogin, clientSecret+"-expired")
 	eventually(t, 20*time.Second, func() error { return wrong.warned(t, profileName) })
-	if said, err := health(wrong, "--config", wrong.config); err == nil || !strings.Contains(said, "not ready: no profile is usable: "+profileName+" unavailable") || strings.Count(said, "\n") != 1 {
+	if said, err := health(wrong, "--config", wrong.config); err == nil || !strings.Contains(said, "not ready: no profile is usable: "+profileName+" unavailable") || strings.Count(said, "\nhint: ") != 1 {
 		t.Errorf("no credential: got %q, %v", said, err)
 	}
 	g.process.terminate(t)
-	if said, err := health(g, "--config", g.config); err == nil || !strings.Contains(said, "does not answer") || strings.Count(said, "\n") != 1 {
+	if said, err := health(g, "--config", g.config); err == nil || !strings.Contains(said, "does not answer") || strings.Count(said, "\nhint: ") != 1 {
 		t.Errorf("no gateway: got %q, %v", said, err)
 	}
 }

@@ -69,11 +69,11 @@ func TestQuickstart(t *testing.T) {
 	}
 	t.Logf("done in %v", time.Since(began).Round(time.Second))
 	for _, want := range []string{
-		"\n401\n",                 // without a token
-		"ok, 1 rules, 1 profiles", // check
-		"query  ok",               // test
-		`"Status" : "Success"`,    // Orthanc about the instance
-		"0020000D",                // found in the cloud
+		"\n401\n",               // without a token
+		"ok, 1 rule, 1 profile", // check
+		"query  ok",             // test
+		`"Status" : "Success"`,  // Orthanc about the instance
+		"0020000D",              // found in the cloud
 		"POST /dicom-web/studies · Authorization: Bearer", // what the cloud saw
 		`"state": "fresh"`, // status
 	} {

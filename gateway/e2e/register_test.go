@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +189,14 @@ func TestRegisterNamesACAThatOrthancDoesNotTrust(t *testing.T) {
 	if err := b.gateway.warned(t, "does not trust this CA", "HttpsCACertificates"); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestRegisterNamesACAFileThatOrthancCannotRead(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, emptyAnswer)
+	settings := b.settings()
+	settings["HttpsCACertificates"] = filepath.Join(t.TempDir(), "bundle.pem")
+	wantFailure(t, b.register(t, 1, b.orthanc(t, settings), nil), "query", "does not trust the gateway's CA", "HttpsCACertificates", b.gateway.bundle, "able to read")
 }
 
 func TestRegisterNamesAWrongProxyPassword(t *testing.T) {

@@ -18,7 +18,10 @@ import (
 func (r *registration) diagnose(ctx context.Context, name string, err error, before, after admin.Observation) *failure {
 	switch away := turnedAway(before, after); {
 	case after.UntrustedCA > before.UntrustedCA:
-		return &failure{"Orthanc does not trust the gateway's CA", fmt.Sprintf(`set "HttpsCACertificates" in orthanc.json to %q and restart Orthanc`, r.Settings.CACertificates), true}
+		return &failure{
+			"Orthanc does not trust the gateway's CA",
+			fmt.Sprintf(`set "HttpsCACertificates" in orthanc.json to %q, which Orthanc's user must be able to read, and restart Orthanc`, r.Settings.CACertificates), true,
+		}
 	case away == "proxy_auth_required":
 		return &failure{
 			"the gateway refused Orthanc: proxy_auth_required (407)",

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"slices"
 	"strings"
 )
 
@@ -309,6 +310,9 @@ func (b *block) setScopes(scopes []string) {
 
 // setEntraScopes writes scopes for Entra, which knows <audience>/.default only.
 func (b *block) setEntraScopes(scopes []string) {
+	scopes = slices.DeleteFunc(scopes, func(scope string) bool { // one without an audience is none
+		return strings.Trim(strings.TrimSuffix(scope, entraDefault), "/") == ""
+	})
 	switch {
 	case len(scopes) == 0:
 		b.decide(&b.profile, "Scope", "was not given, and Entra needs one; this is that of the Azure DICOM service")

@@ -14,8 +14,11 @@ import (
 // knows no wildcard and no IDNA. What has a variable is taken as it stands.
 func canonicalURL(raw string) (string, error) {
 	if hasVariable(raw) {
-		if strings.HasPrefix(strings.ToLower(raw), "http:") {
+		switch {
+		case strings.HasPrefix(strings.ToLower(raw), "http:"):
 			return "", errNotHTTPS
+		case withoutUser(raw) != raw:
+			return "", errUser
 		}
 		return strings.TrimSuffix(raw, "/"), nil
 	}
@@ -30,7 +33,7 @@ func canonicalURL(raw string) (string, error) {
 	case strings.ContainsAny(rest, "?#"):
 		return "", errors.New("has a query or a fragment; a rule's URL ends with the path that all requests have in common")
 	case strings.Contains(authority, "@"):
-		return "", errors.New("has a user or password; a credential belongs into the profile")
+		return "", errUser
 	}
 	authority, err := canonicalAuthority(authority)
 	if err != nil {
@@ -47,7 +50,10 @@ func canonicalURL(raw string) (string, error) {
 	return "https://" + authority + path, nil
 }
 
-var errNotHTTPS = errors.New("is not https; a credential is never sent over http. Use https, and ca_file for a CA of your own")
+var (
+	errNotHTTPS = errors.New("is not https; a credential is never sent over http. Use https, and ca_file for a CA of your own")
+	errUser     = errors.New("has a user or password; a credential belongs into the profile")
+)
 
 func canonicalAuthority(s string) (string, error) {
 	host, port := s, ""

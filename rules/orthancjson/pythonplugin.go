@@ -3,8 +3,8 @@ package orthancjson
 import (
 	"fmt"
 	"maps"
-	"strconv"
 	"slices"
+	"strconv"
 	"strings"
 )
 
